@@ -1,0 +1,65 @@
+# lifeboat: `make help` lists the targets.
+GO        ?= go
+TESTFLAGS ?=
+PKG       ?= ./...
+FUZZTIME  ?= 10s
+BENCHTIME ?= 1s
+
+GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags='-s -w'
+
+.PHONY: help setup build test lint fuzz bench size demo run clean distclean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: ## install what tests and demo need; unpack kernels and peers into build/ (Debian 12, root)
+	@scripts/setup.sh
+
+build: ## bin/{init,bootcount,lifeboat}, and the same for arm64 in bin/linux-arm64/
+	@mkdir -p bin/linux-arm64
+	GOARCH=amd64 $(GOBUILD) -o bin/ ./cmd/...
+	GOARCH=arm64 $(GOBUILD) -o bin/linux-arm64/ ./cmd/...
+
+test: setup build ## all tests (PKG=./qemu/... TESTFLAGS=-v for some)
+	$(GO) test -timeout 25m $(TESTFLAGS) $(PKG)
+
+lint: ## gofumpt, go vet (amd64, arm64), staticcheck, govulncheck
+	@files=$$($(GO) tool gofumpt -l $$(git ls-files '*.go')); [ -z "$$files" ] || { echo "gofumpt -w $$files"; exit 1; }
+	GOARCH=amd64 $(GO) vet ./...
+	GOARCH=arm64 $(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	@out=$$($(GO) tool govulncheck ./... 2>&1); rc=$$?; \
+	case "$$rc:$$out" in \
+	0:*) echo "govulncheck: nothing found" ;; \
+	3:*) echo "$$out"; exit 1 ;; \
+	*vuln.go.dev*|*"fetching vulnerabilities"*) echo "govulncheck: skipped: no database" ;; \
+	*) echo "$$out"; exit 1 ;; \
+	esac
+
+fuzz: ## every fuzz target for FUZZTIME=10s
+	@for pkg in $$($(GO) list $(PKG)); do \
+		for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
+			echo "$$pkg $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
+		done; \
+	done
+
+bench: setup build ## the numbers: throughput, boot time, memory
+	$(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) -timeout 60m $(PKG)
+
+size: build ## what the binaries weigh, in bytes
+	@stat -c '%10s %n' bin/init bin/bootcount bin/lifeboat bin/linux-arm64/init bin/linux-arm64/bootcount
+
+demo: setup build ## the whole story in the virtual device
+	$(GO) run ./qemu/demo -v
+
+run: setup build ## the demo's device on this terminal; Ctrl-] h lists the commands (plug in, pull out, cut the power)
+	$(GO) run ./qemu/demo -prepare out/run
+	bin/lifeboat vm run --kernel build/kernel/generic/vmlinuz --initrd out/run/initramfs \
+		--disk out/run/disk.img --stick out/run/stick.img
+
+clean: ## everything made here but the downloads
+	rm -rf bin out build/test
+
+distclean: clean ## the downloads too
+	rm -rf build
