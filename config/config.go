@@ -1,0 +1,586 @@
+// Package config reads what a device is told about itself: system.conf and the kernel command line.
+//
+// system.conf has RAUC's key file form and RAUC's names wherever RAUC has the concept. It lies in the initramfs as
+// [Dir]/system.conf, so whatever protects the kernel protects it. It is read strictly: an unknown section or key, or one
+// that stands twice, is an error with its line. Keys that RAUC knows and that mean nothing here are a warning; a RAUC
+// key that narrows what is accepted, and that would be lost if it were ignored, is an error.
+package config
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"math"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Dir is where the initramfs holds system.conf and the keyring. A relative keyring path starts here.
+const Dir = "/etc/lifeboat"
+
+// MaxBootSlots is how many slots may have a bootname: so many have room in the state record.
+const MaxBootSlots = 4
+
+// Config is one system.conf with the defaults filled in.
+type Config struct {
+	Compatible          string
+	Bootloader          string   // "raw"
+	BootAttempts        int      // tries of a slot on trial, 1..9
+	BundleFormats       []string // formats that are taken, in the order plain, verity, crypt
+	RequireSignedVerity bool     // refuse a bundle whose images have no signed root hash
+	Init                string   // absolute path of the system's init in its root file system
+
+	KeyringPath  string // absolute path in the initramfs
+	CheckPurpose string // "codesign", "smimesign" or "any"
+
+	Slots         []Slot // by class and index
+	StateDevice   string
+	StagingDevice string // "" if there is none
+
+	Fallback          string // "available" or "secure"
+	ConfirmedAttempts int    // boots of a confirmed slot without "good" before it counts as failed, 1..255
+	TrialDeadline     time.Duration
+
+	USB         USB
+	RescueRetry time.Duration // first pause of the rescue before it tries a slot again
+
+	Raw      []byte   // the file as it was read
+	Warnings []string // each with its line
+}
+
+// USB is what [usb] says.
+type USB struct {
+	// Settle is the longest time that early boot waits for USB buses to say what is plugged in. It waits less when they
+	// have.
+	Settle time.Duration
+}
+
+// Slot is one [slot.CLASS.INDEX].
+type Slot struct {
+	Name        string // "rootfs.0"
+	Class       string // "rootfs"
+	Index       int
+	Device      string // as written; see [PartLabel]
+	Type        string // RAUC's slot type, "raw" by default
+	Bootname    string // "" if the slot isn't booted itself
+	Parent      string // Name of the slot that this one goes with, or ""
+	Description string
+	ReadOnly    bool
+}
+
+// SlotByName finds a slot by its name ("rootfs.0") or its bootname ("A").
+func (c *Config) SlotByName(name string) (Slot, bool) {
+	if name == "" {
+		return Slot{}, false
+	}
+	for _, s := range c.Slots {
+		if s.Name == name || s.Bootname == name {
+			return s, true
+		}
+	}
+	return Slot{}, false
+}
+
+// BootSlots returns the slots that have a bootname, by class and index.
+func (c *Config) BootSlots() []Slot {
+	var boot []Slot
+	for _, s := range c.Slots {
+		if s.Bootname != "" {
+			boot = append(boot, s)
+		}
+	}
+	return boot
+}
+
+// PartLabel returns the partition label that a device= names, and false if it names a kernel device like /dev/vda2.
+func PartLabel(device string) (string, bool) {
+	if label, ok := strings.CutPrefix(device, "PARTLABEL="); ok {
+		return label, true
+	}
+	return strings.CutPrefix(device, "/dev/disk/by-partlabel/")
+}
+
+// Parse reads a system.conf of at most 64 KiB. An error says the line ("line 7: ...") where one is to blame.
+func Parse(raw []byte) (*Config, error) {
+	sections, err := readKeyFile(raw)
+	if err != nil {
+		return nil, err
+	}
+	c := &Config{
+		BootAttempts:        3,
+		BundleFormats:       []string{"verity"},
+		RequireSignedVerity: true,
+		Init:                "/sbin/init",
+		KeyringPath:         Dir + "/keyring.pem",
+		CheckPurpose:        "codesign",
+		StateDevice:         "PARTLABEL=state",
+		Fallback:            "available",
+		ConfirmedAttempts:   8,
+		TrialDeadline:       10 * time.Minute,
+		USB:                 USB{Settle: 5 * time.Second},
+		RescueRetry:         120 * time.Second,
+		Raw:                 slices.Clone(raw),
+	}
+	lines := map[string]int{} // of slots, for errors about several of them
+	for _, s := range sections {
+		if name, ok := strings.CutPrefix(s.name, "slot."); ok {
+			slot, err := c.slot(name, s)
+			if err != nil {
+				return nil, err
+			}
+			lines[slot.Name] = s.line
+			c.Slots = append(c.Slots, slot)
+			continue
+		}
+		set := c.setter(s.name)
+		if set == nil {
+			if !raucSection(s.name) {
+				return nil, fmt.Errorf("line %d: unknown section [%s]", s.line, clip(s.name))
+			}
+			c.warn(s.line, "section [%s] means nothing here", clip(s.name))
+			continue
+		}
+		for _, e := range s.keys {
+			if err := set(e); err != nil {
+				return nil, fmt.Errorf("line %d: [%s] %s: %w", e.line, s.name, clip(e.key), err)
+			}
+		}
+	}
+	if c.Compatible == "" {
+		return nil, errors.New("[system] compatible= is missing")
+	}
+	if c.Bootloader == "" {
+		return nil, errors.New("[system] bootloader= is missing")
+	}
+	slices.SortFunc(c.Slots, func(a, b Slot) int {
+		return cmp.Or(strings.Compare(a.Class, b.Class), a.Index-b.Index)
+	})
+	if err := c.checkSlots(lines); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+var errUnknownKey = errors.New("unknown key")
+
+func (c *Config) warn(line int, format string, args ...any) {
+	c.Warnings = append(c.Warnings, fmt.Sprintf("line %d: ", line)+fmt.Sprintf(format, args...))
+}
+
+// setter returns what takes the keys of a section, nil for one that isn't ours.
+func (c *Config) setter(name string) func(entry) error {
+	switch name {
+	case "system":
+		return c.system
+	case "keyring":
+		return c.keyring
+	case "state":
+		return one("device", func(v string) error { return device(&c.StateDevice, v) })
+	case "staging":
+		return one("device", func(v string) error { return device(&c.StagingDevice, v) })
+	case "usb":
+		return one("settle", func(v string) error { return duration(&c.USB.Settle, v, 0, time.Minute) })
+	case "rescue":
+		return one("retry", func(v string) error { return duration(&c.RescueRetry, v, time.Second, time.Hour) })
+	case "fallback":
+		return c.fallback
+	}
+	return nil
+}
+
+// one takes the only key of a section.
+func one(key string, set func(string) error) func(entry) error {
+	return func(e entry) error {
+		if e.key != key {
+			return errUnknownKey
+		}
+		return set(e.value)
+	}
+}
+
+func (c *Config) system(e entry) error {
+	switch e.key {
+	case "compatible":
+		return text(&c.Compatible, e.value, 255)
+	case "bootloader":
+		switch e.value {
+		case "raw":
+			c.Bootloader = e.value
+			return nil
+		case "barebox", "grub", "uboot", "efi":
+			return fmt.Errorf("%q comes in a later release, use raw", e.value)
+		case "custom", "noop":
+			return fmt.Errorf("RAUC's %q has no counterpart here, use raw", e.value)
+		}
+		return fmt.Errorf("unknown boot loader %q, use raw", clip(e.value))
+	case "boot-attempts":
+		return number(&c.BootAttempts, e.value, 1, 9)
+	case "bundle-formats":
+		formats, err := ParseFormats(e.value)
+		if err != nil {
+			return err
+		}
+		if slices.Contains(formats, "crypt") {
+			c.warn(e.line, "crypt bundles are not read yet")
+		}
+		c.BundleFormats = formats
+		return nil
+	case "require-signed-verity":
+		return boolean(&c.RequireSignedVerity, e.value)
+	case "init":
+		return absolute(&c.Init, e.value)
+	case "min-bundle-version":
+		return errors.New("not supported: ignoring it would let older bundles in (the version floor rises with each confirmed one)")
+	case "mountprefix", "grubenv", "barebox-statename", "barebox-dtbpath", "boot-attempts-primary", "efi-use-bootnext",
+		"activate-installed", "statusfile", "data-directory", "max-bundle-download-size", "max-bundle-signature-size",
+		"variant-name", "variant-file", "variant-dtb", "perform-pre-check":
+		c.warn(e.line, "[system] %s means nothing here", e.key)
+		return nil
+	case "prevent-late-fallback":
+		c.warn(e.line, "[system] %s means nothing here, [fallback] policy=secure is its counterpart", e.key)
+		return nil
+	}
+	return errUnknownKey
+}
+
+func (c *Config) keyring(e entry) error {
+	switch e.key {
+	case "path":
+		if !strings.HasPrefix(e.value, "/") && e.value != "" {
+			e.value = Dir + "/" + e.value
+		}
+		return absolute(&c.KeyringPath, e.value)
+	case "check-purpose":
+		return choice(&c.CheckPurpose, e.value, "codesign", "smimesign", "any")
+	case "check-crl":
+		var on bool
+		if err := boolean(&on, e.value); err != nil {
+			return err
+		}
+		if on {
+			return errors.New("revocation lists come in a later release; ignoring this would trust revoked keys")
+		}
+		return nil
+	case "allowed-signer-cns":
+		return errors.New("not supported: ignoring it would trust more signers; put only the right certificates into the keyring")
+	case "directory":
+		return errors.New("a keyring is one file here, use path=")
+	case "use-bundle-signing-time", "allow-partial-chain":
+		c.warn(e.line, "[keyring] %s means nothing here", e.key)
+		return nil
+	}
+	return errUnknownKey
+}
+
+func (c *Config) fallback(e entry) error {
+	switch e.key {
+	case "policy":
+		return choice(&c.Fallback, e.value, "available", "secure")
+	case "confirmed-attempts":
+		return number(&c.ConfirmedAttempts, e.value, 1, math.MaxUint8)
+	case "trial-deadline":
+		return duration(&c.TrialDeadline, e.value, 10*time.Second, 24*time.Hour)
+	}
+	return errUnknownKey
+}
+
+// raucSection tells sections that RAUC knows and that mean nothing here.
+func raucSection(name string) bool {
+	switch name {
+	case "streaming", "polling", "encryption", "casync", "autoinstall", "handlers":
+		return true
+	}
+	return strings.HasPrefix(name, "log.") || strings.HasPrefix(name, "artifacts.")
+}
+
+func (c *Config) slot(name string, s section) (Slot, error) {
+	slot := Slot{Name: name, Type: "raw"}
+	class, index, ok := strings.Cut(name, ".")
+	n, err := strconv.Atoi(index)
+	if !ok || !isName(class) || err != nil || n < 0 || n > 99 || strconv.Itoa(n) != index {
+		return slot, fmt.Errorf("line %d: [%s] is not [slot.CLASS.N] with a class of 1 to 16 of A-Z a-z 0-9 _ - and N of 0 to 99", s.line, clip(s.name))
+	}
+	slot.Class, slot.Index = class, n
+	for _, e := range s.keys {
+		if err := c.slotKey(&slot, e); err != nil {
+			return slot, fmt.Errorf("line %d: [%s] %s: %w", e.line, s.name, clip(e.key), err)
+		}
+	}
+	if slot.Device == "" {
+		return slot, fmt.Errorf("line %d: [%s] has no device=", s.line, s.name)
+	}
+	if slot.Bootname != "" && slot.Parent != "" {
+		return slot, fmt.Errorf("line %d: [%s] has both bootname= and parent=", s.line, s.name)
+	}
+	if slot.Bootname != "" && slot.Type != "raw" && slot.Type != "ext4" {
+		return slot, fmt.Errorf("line %d: [%s] is booted and can't be of type %s, use raw", s.line, s.name, slot.Type)
+	}
+	return slot, nil
+}
+
+func (c *Config) slotKey(slot *Slot, e entry) error {
+	switch e.key {
+	case "device":
+		return device(&slot.Device, e.value)
+	case "type":
+		return choice(&slot.Type, e.value, "raw", "ext4", "vfat", "nand", "nor", "ubivol", "ubifs", "jffs2",
+			"boot-emmc", "boot-mbr-switch", "boot-gpt-switch", "boot-raw-fallback")
+	case "bootname":
+		if !isName(e.value) {
+			return fmt.Errorf("%q is not 1 to 16 of A-Z a-z 0-9 _ -", clip(e.value))
+		}
+		slot.Bootname = e.value
+		return nil
+	case "parent":
+		return text(&slot.Parent, e.value, 32)
+	case "description":
+		return text(&slot.Description, e.value, 255)
+	case "readonly":
+		return boolean(&slot.ReadOnly, e.value)
+	case "allow-mounted", "extra-mkfs-opts", "extra-mount-opts", "install-same", "force-install-same", "ignore-checksum",
+		"resize", "region-start", "region-size", "size-limit", "efi-loader", "efi-cmdline":
+		c.warn(e.line, "[slot.%s] %s means nothing here", slot.Name, e.key)
+		return nil
+	}
+	return errUnknownKey
+}
+
+// checkSlots looks at what concerns several slots. lines has each slot's.
+func (c *Config) checkSlots(lines map[string]int) error {
+	bootnames := map[string]string{}
+	devices := map[string]string{}
+	perClass := map[string]int{}
+	boot, most := 0, 0
+	for _, taken := range []struct{ device, by string }{{c.StateDevice, "[state]"}, {c.StagingDevice, "[staging]"}} {
+		if taken.device == "" {
+			continue
+		}
+		if by, dup := devices[deviceKey(taken.device)]; dup {
+			return fmt.Errorf("%s and %s both have device %s", by, taken.by, taken.device)
+		}
+		devices[deviceKey(taken.device)] = taken.by
+	}
+	for _, s := range c.Slots {
+		line := lines[s.Name]
+		if by, dup := devices[deviceKey(s.Device)]; dup {
+			return fmt.Errorf("line %d: %s and [slot.%s] both have device %s", line, by, s.Name, s.Device)
+		}
+		devices[deviceKey(s.Device)] = "[slot." + s.Name + "]"
+		if s.Parent != "" {
+			p, ok := c.SlotByName(s.Parent)
+			if !ok || p.Name != s.Parent {
+				return fmt.Errorf("line %d: parent %q of [slot.%s] is no slot", line, clip(s.Parent), s.Name)
+			}
+			if p.Parent != "" {
+				return fmt.Errorf("line %d: parent %q of [slot.%s] has a parent itself", line, clip(s.Parent), s.Name)
+			}
+		}
+		if s.Bootname == "" {
+			continue
+		}
+		if by, dup := bootnames[s.Bootname]; dup {
+			return fmt.Errorf("line %d: bootname %s of [slot.%s] is taken by [slot.%s]", line, s.Bootname, s.Name, by)
+		}
+		bootnames[s.Bootname] = s.Name
+		boot++
+		perClass[s.Class]++
+		most = max(most, perClass[s.Class])
+	}
+	if most < 2 {
+		return errors.New("fewer than two slots of one class have a bootname: an update needs one to boot and one to write")
+	}
+	if boot > MaxBootSlots {
+		return fmt.Errorf("%d slots have a bootname, at most %d can", boot, MaxBootSlots)
+	}
+	return nil
+}
+
+// deviceKey makes both ways to name a partition label equal.
+func deviceKey(device string) string {
+	if label, ok := PartLabel(device); ok {
+		return "PARTLABEL=" + label
+	}
+	return device
+}
+
+// ParseFormats reads a value of bundle-formats=: names of formats with spaces between them, or +NAME and -NAME, which
+// change the default (verity).
+func ParseFormats(value string) ([]string, error) {
+	on := map[string]bool{}
+	words := strings.Fields(value)
+	relative := len(words) > 0 && (words[0][0] == '+' || words[0][0] == '-')
+	if relative {
+		on["verity"] = true
+	}
+	for _, w := range words {
+		name := strings.TrimLeft(w[:1], "+-") + w[1:]
+		if (name != w) != relative {
+			return nil, fmt.Errorf("%q: either all formats have + or - or none", clip(value))
+		}
+		if name != "plain" && name != "verity" && name != "crypt" {
+			return nil, fmt.Errorf("unknown bundle format %q, there are plain, verity and crypt", clip(name))
+		}
+		on[name] = w[0] != '-'
+	}
+	var formats []string
+	for _, f := range []string{"plain", "verity", "crypt"} {
+		if on[f] {
+			formats = append(formats, f)
+		}
+	}
+	if formats == nil {
+		return nil, errors.New("no bundle format is left")
+	}
+	return formats, nil
+}
+
+// isName tells names of slot classes and bootnames, which stand in the state record and on the console.
+func isName(s string) bool {
+	if len(s) < 1 || len(s) > 16 {
+		return false
+	}
+	for _, c := range []byte(s) {
+		if !isWord(c) {
+			return false
+		}
+	}
+	return true
+}
+
+func isWord(c byte) bool {
+	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_' || c == '-'
+}
+
+func text(to *string, v string, most int) error {
+	if v == "" {
+		return errors.New("the value is empty")
+	}
+	if len(v) > most {
+		return fmt.Errorf("%d bytes, at most %d fit", len(v), most)
+	}
+	if strings.ContainsAny(v, "\n\r\t") {
+		return errors.New("the value has a line break or tab in it")
+	}
+	*to = v
+	return nil
+}
+
+func choice(to *string, v string, of ...string) error {
+	if !slices.Contains(of, v) {
+		return fmt.Errorf("%q is none of: %s", clip(v), strings.Join(of, ", "))
+	}
+	*to = v
+	return nil
+}
+
+func number(to *int, v string, lowest, highest int) error {
+	n, err := strconv.Atoi(v)
+	if err != nil || n < lowest || n > highest || v[0] == '+' {
+		return fmt.Errorf("%q is not a number from %d to %d", clip(v), lowest, highest)
+	}
+	*to = n
+	return nil
+}
+
+// boolean takes GLib's words.
+func boolean(to *bool, v string) error {
+	switch v {
+	case "true", "1":
+		*to = true
+	case "false", "0":
+		*to = false
+	default:
+		return fmt.Errorf("%q is neither true nor false", clip(v))
+	}
+	return nil
+}
+
+func absolute(to *string, v string) error {
+	if len(v) > 255 || !strings.HasPrefix(v, "/") || path.Clean(v) != v || v == "/" || strings.ContainsAny(v, " \n\r\t") {
+		return fmt.Errorf("%q is not a plain absolute path", clip(v))
+	}
+	*to = v
+	return nil
+}
+
+// device takes /dev/NAME, PARTLABEL=X and /dev/disk/by-partlabel/X. A label has 1 to 36 of A-Z a-z 0-9 _ - . as GPT
+// has room for.
+func device(to *string, v string) error {
+	name, most := "", 36
+	if label, ok := PartLabel(v); ok {
+		name = label
+	} else if strings.HasPrefix(v, "/dev/disk/") {
+		return fmt.Errorf("%q: no links but /dev/disk/by-partlabel/ exist in early boot", clip(v))
+	} else if node, ok := strings.CutPrefix(v, "/dev/"); ok {
+		name, most = node, 31
+	}
+	ok := len(name) >= 1 && len(name) <= most && name[0] != '.'
+	for _, c := range []byte(name) {
+		ok = ok && (isWord(c) || c == '.')
+	}
+	if !ok {
+		return fmt.Errorf("%q is none of /dev/NAME, PARTLABEL=NAME and /dev/disk/by-partlabel/NAME", clip(v))
+	}
+	*to = v
+	return nil
+}
+
+// duration takes whole seconds ("120") or numbers with units ("1h30min", "500ms").
+func duration(to *time.Duration, v string, lowest, highest time.Duration) error {
+	d, ok := parseDuration(v)
+	if !ok || d < lowest || d > highest {
+		return fmt.Errorf("%q is not a time from %s to %s like 120, 90s or 10min", clip(v), lowest, highest)
+	}
+	*to = d
+	return nil
+}
+
+func parseDuration(v string) (time.Duration, bool) {
+	var sum time.Duration
+	for rest := v; rest != ""; {
+		digits := 0
+		for digits < len(rest) && rest[digits] >= '0' && rest[digits] <= '9' {
+			digits++
+		}
+		n, err := strconv.ParseUint(rest[:digits], 10, 32)
+		if err != nil {
+			return 0, false
+		}
+		rest = rest[digits:]
+		letters := 0
+		for letters < len(rest) && rest[letters] >= 'a' && rest[letters] <= 'z' {
+			letters++
+		}
+		var unit time.Duration
+		switch rest[:letters] {
+		case "":
+			if len(v) != digits {
+				return 0, false
+			}
+			unit = time.Second
+		case "ms":
+			unit = time.Millisecond
+		case "s", "sec":
+			unit = time.Second
+		case "m", "min":
+			unit = time.Minute
+		case "h":
+			unit = time.Hour
+		default:
+			return 0, false
+		}
+		rest = rest[letters:]
+		// Bounded before it is multiplied: 2^32 hours overflow.
+		if n > uint64(1000*time.Hour/unit) {
+			return 0, false
+		}
+		sum += time.Duration(n) * unit
+		if sum > 1000*time.Hour {
+			return 0, false
+		}
+	}
+	return sum, v != ""
+}

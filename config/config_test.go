@@ -1,0 +1,255 @@
+package config
+
+import (
+	"bytes"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+const slots = `
+[slot.rootfs.0]
+device=PARTLABEL=rootfs.0
+bootname=A
+[slot.rootfs.1]
+device=/dev/disk/by-partlabel/rootfs.1
+bootname=B
+`
+
+const minimal = "[system]\ncompatible=board\nbootloader=raw\n" + slots
+
+func defaults(raw string) *Config {
+	return &Config{
+		Compatible: "board", Bootloader: "raw", BootAttempts: 3, BundleFormats: []string{"verity"},
+		RequireSignedVerity: true, Init: "/sbin/init", KeyringPath: "/etc/lifeboat/keyring.pem", CheckPurpose: "codesign",
+		Slots: []Slot{
+			{Name: "rootfs.0", Class: "rootfs", Index: 0, Device: "PARTLABEL=rootfs.0", Type: "raw", Bootname: "A"},
+			{Name: "rootfs.1", Class: "rootfs", Index: 1, Device: "/dev/disk/by-partlabel/rootfs.1", Type: "raw", Bootname: "B"},
+		},
+		StateDevice: "PARTLABEL=state", Fallback: "available", ConfirmedAttempts: 8, TrialDeadline: 10 * time.Minute,
+		USB: USB{Settle: 5 * time.Second}, RescueRetry: 2 * time.Minute, Raw: []byte(raw),
+	}
+}
+
+func TestParse(t *testing.T) {
+	for _, test := range []struct {
+		name, raw string
+		change    func(*Config)
+	}{
+		{"minimal", minimal, func(*Config) {}},
+		{"crlf", strings.ReplaceAll(minimal, "\n", "\r\n"), func(*Config) {}},
+		{"all", "# all\n[system]\n\n  compatible = board\nbootloader=raw\nboot-attempts=9\nbundle-formats=+plain\n" +
+			"require-signed-verity=false\ninit=/lib/systemd/systemd\n[keyring]\npath=/keys/k.pem\ncheck-purpose=smimesign\ncheck-crl=false\n" +
+			"[state]\ndevice=/dev/vda1\n[staging]\ndevice=PARTLABEL=staging\n[usb]\nsettle=1500ms\n[rescue]\nretry=90\n" +
+			"[fallback]\npolicy=secure\nconfirmed-attempts=1\ntrial-deadline=1h30min\n" + slots, func(c *Config) {
+			c.BootAttempts, c.BundleFormats, c.RequireSignedVerity = 9, []string{"plain", "verity"}, false
+			c.Init, c.KeyringPath, c.CheckPurpose = "/lib/systemd/systemd", "/keys/k.pem", "smimesign"
+			c.StateDevice, c.StagingDevice = "/dev/vda1", "PARTLABEL=staging"
+			c.USB.Settle, c.RescueRetry = 1500*time.Millisecond, 90*time.Second
+			c.Fallback, c.ConfirmedAttempts, c.TrialDeadline = "secure", 1, 90*time.Minute
+		}},
+		{"keyring beside the configuration", minimal + "[keyring]\npath=release.keyring.pem\n", func(c *Config) {
+			c.KeyringPath = "/etc/lifeboat/release.keyring.pem"
+		}},
+		{"rauc's own keys are a warning", "[handlers]\npost-install=/bin/x\n[log.all]\nfilename=x\n" +
+			strings.Replace(minimal, "bootname=A", "bootname=A\nextra-mount-opts=ro\ninstall-same=false", 1) +
+			"[keyring]\nuse-bundle-signing-time=true\n", func(c *Config) {
+			c.Warnings = []string{
+				"line 1: section [handlers] means nothing here",
+				"line 3: section [log.all] means nothing here",
+				"line 12: [slot.rootfs.0] extra-mount-opts means nothing here",
+				"line 13: [slot.rootfs.0] install-same means nothing here",
+				"line 18: [keyring] use-bundle-signing-time means nothing here",
+			}
+		}},
+		{"a group", minimal + "[slot.app.10]\ndevice=/dev/vda9\nparent=rootfs.0\ntype=ext4\nreadonly=true\ndescription=a\\sb\n", func(c *Config) {
+			app := Slot{Name: "app.10", Class: "app", Index: 10, Device: "/dev/vda9", Type: "ext4", Parent: "rootfs.0", ReadOnly: true, Description: "a b"}
+			c.Slots = append([]Slot{app}, c.Slots...)
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			got, err := Parse([]byte(test.raw))
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := defaults(test.raw)
+			test.change(want)
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	system := func(line string) string { return "[system]\n" + line + "\n" }
+	for _, test := range []struct{ name, raw, want string }{
+		{"nothing", "", "compatible= is missing"},
+		{"no boot loader", "[system]\ncompatible=x\n" + slots, "bootloader= is missing"},
+		{"unknown section", "\n[sytem]\n", "line 2: unknown section [sytem]"},
+		{"later section", "[network]\n", "line 1: unknown section [network]"},
+		{"unknown key", system("compatable=x"), "line 2: [system] compatable: unknown key"},
+		{"unknown key of a small section", "[rescue]\n\nretries=1\n", "line 3: [rescue] retries: unknown key"},
+		{"unknown slot key", "[slot.rootfs.0]\nbotname=A\n", "line 2: [slot.rootfs.0] botname: unknown key"},
+		{"localised key", system("compatible[de]=x"), "line 2: [system] compatible[de]: unknown key"},
+		{"key twice", system("compatible=x\ncompatible=x"), `line 3: key "compatible" in [system] stands twice, first in line 2`},
+		{"section twice", "[system]\n[system]\n", "line 2: section [system] stands twice, first in line 1"},
+		{"no section", "a=b\n", "line 1: \"a=b\" stands before the first section"},
+		{"not a pair", system("compatible"), "line 2: \"compatible\" is neither a section, a comment nor key=value"},
+		{"open section", "[system\n", "line 1: \"[system\" is not a section"},
+		{"later boot loader", system("bootloader=uboot"), `line 2: [system] bootloader: "uboot" comes in a later release`},
+		{"no boot loader of ours", system("bootloader=custom"), "no counterpart here"},
+		{"boot loader of nobody", system("bootloader=lilo"), `unknown boot loader "lilo"`},
+		{"no attempts", system("boot-attempts=0"), `line 2: [system] boot-attempts: "0" is not a number from 1 to 9`},
+		{"ten attempts", system("boot-attempts=10"), "from 1 to 9"},
+		{"empty number", system("boot-attempts="), "from 1 to 9"},
+		{"empty value", system("compatible="), "line 2: [system] compatible: the value is empty"},
+		{"format", system("bundle-formats=verity zip"), `unknown bundle format "zip"`},
+		{"format mix", system("bundle-formats=verity +plain"), "either all"},
+		{"no format", system("bundle-formats=-verity"), "no bundle format is left"},
+		{"empty format", system("bundle-formats="), "no bundle format is left"},
+		{"yes is not true", system("require-signed-verity=yes"), `"yes" is neither true nor false`},
+		{"relative init", system("init=sbin/init"), "not a plain absolute path"},
+		{"init with dots", system("init=/sbin/../init"), "not a plain absolute path"},
+		{"rauc's floor", system("min-bundle-version=1.0"), "line 2: [system] min-bundle-version: not supported"},
+		{"rauc's signer list", "[keyring]\nallowed-signer-cns=x\n", "not supported"},
+		{"revocation", "[keyring]\ncheck-crl=true\n", "later release"},
+		{"purpose", "[keyring]\ncheck-purpose=codesgin\n", "is none of: codesign, smimesign, any"},
+		{"climbing keyring", "[keyring]\npath=../x.pem\n", "not a plain absolute path"},
+		{"by-uuid", "[state]\ndevice=/dev/disk/by-uuid/1\n", "no links but"},
+		{"device elsewhere", "[state]\ndevice=/tmp/x\n", "is none of /dev/NAME"},
+		{"device with folder", "[state]\ndevice=/dev/mapper/x\n", "is none of /dev/NAME"},
+		{"long label", "[state]\ndevice=PARTLABEL=" + strings.Repeat("x", 37) + "\n", "is none of /dev/NAME"},
+		{"no time", "[rescue]\nretry=soon\n", `line 2: [rescue] retry: "soon" is not a time`},
+		{"time without end", "[rescue]\nretry=99999999999999999999\n", "is not a time"},
+		{"overflowing time", "[rescue]\nretry=4294967295h\n", "is not a time"},
+		{"mixed time", "[rescue]\nretry=1h30\n", "is not a time"},
+		{"empty time", "[rescue]\nretry=\n", "is not a time"},
+		{"slot name", "[slot.root fs.0]\n", "line 1: [slot.root fs.0] is not [slot.CLASS.N]"},
+		{"slot number", "[slot.rootfs.00]\n", "is not [slot.CLASS.N]"},
+		{"long class", "[slot." + strings.Repeat("x", 17) + ".0]\n", "is not [slot.CLASS.N]"},
+		{"slot without device", "[slot.rootfs.0]\n", "line 1: [slot.rootfs.0] has no device="},
+		{"bootname", "[slot.rootfs.0]\nbootname=A B\n", "line 2: [slot.rootfs.0] bootname: \"A B\" is not"},
+		{"slot type", "[slot.rootfs.0]\ntype=zfs\n", `"zfs" is none of`},
+		{"booted flash", "[slot.rootfs.0]\ndevice=/dev/x\nbootname=A\ntype=nand\n", "can't be of type nand"},
+		{"child that boots", "[slot.rootfs.0]\ndevice=/dev/x\nbootname=A\nparent=x.0\n", "both bootname= and parent="},
+		{"one slot", "[system]\ncompatible=x\nbootloader=raw\n[slot.rootfs.0]\ndevice=/dev/x\nbootname=A\n", "fewer than two slots"},
+		{"two classes", "[system]\ncompatible=x\nbootloader=raw\n[slot.a.0]\ndevice=/dev/x\nbootname=A\n[slot.b.0]\ndevice=/dev/y\nbootname=B\n", "fewer than two slots"},
+		{"bootname twice", strings.Replace(minimal, "bootname=B", "bootname=A", 1), "line 8: bootname A of [slot.rootfs.1] is taken by [slot.rootfs.0]"},
+		{"device twice", strings.Replace(minimal, "by-partlabel/rootfs.1", "by-partlabel/rootfs.0", 1), "line 8: [slot.rootfs.0] and [slot.rootfs.1] both have device"},
+		{"slot on the state", minimal + "[state]\ndevice=PARTLABEL=rootfs.1\n", "[state] and [slot.rootfs.1] both have device"},
+		{"orphan", minimal + "[slot.a.0]\ndevice=/dev/x\nparent=rootfs.7\n", `line 11: parent "rootfs.7" of [slot.a.0] is no slot`},
+		{"parent by bootname", minimal + "[slot.a.0]\ndevice=/dev/x\nparent=A\n", "is no slot"},
+		{"own parent", minimal + "[slot.a.0]\ndevice=/dev/x\nparent=a.0\n", "has a parent itself"},
+		{"five boot slots", minimal + "[slot.a.0]\ndevice=/dev/x\nbootname=C\n[slot.a.1]\ndevice=/dev/y\nbootname=D\n[slot.a.2]\ndevice=/dev/z\nbootname=E\n", "5 slots have a bootname, at most 4 can"},
+		{"control character", system("compatible=a\x1bb"), "line 2: control character 0x1b"},
+		{"nul", system("compatible=a\x00b"), "line 2: control character"},
+		{"byte order mark", "\xef\xbb\xbf[system]\n", "line 1: starts with a byte order mark"},
+		{"latin-1", system("compatible=\xe4"), "line 2: is not UTF-8"},
+		{"lone backslash", system(`compatible=a\`), "lone backslash"},
+		{"unknown escape", system(`compatible=a\x`), "unknown escape"},
+		{"line break in a value", system(`compatible=a\nb`), "line break"},
+		{"too large", strings.Repeat("#\n", maxSize/2) + "#", "at most 65536 are read"},
+		{"sections without end", func() string {
+			var b strings.Builder
+			for i := range maxSections + 1 {
+				b.WriteString("[log." + strings.Repeat("x", i+1) + "]\n")
+			}
+			return b.String()
+		}(), "line 65: more than 64 sections"},
+		{"keys without end", func() string {
+			b := "[log.x]\n"
+			for i := range maxKeys + 1 {
+				b += strings.Repeat("x", i+1) + "=1\n"
+			}
+			return b
+		}(), "line 66: more than 64 keys in [log.x]"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			_, err := Parse([]byte(test.raw))
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got error %v, want one with %q", err, test.want)
+			}
+		})
+	}
+}
+
+// The example must parse as it is, and with every default written out it must still mean the same.
+func TestExample(t *testing.T) {
+	raw, err := os.ReadFile("testdata/example.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	short, err := Parse(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var full []byte
+	for line := range bytes.Lines(raw) {
+		if len(line) > 2 && line[0] == '#' && line[1] != ' ' {
+			line = line[1:]
+		}
+		full = append(full, line...)
+	}
+	long, err := Parse(full)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(long.Slots) != 3 || long.StagingDevice != "PARTLABEL=staging" || len(long.Warnings) != 0 {
+		t.Errorf("keys behind # are not all there: %+v", long)
+	}
+	long.Slots = long.Slots[1:] // appfs.0
+	long.Slots[0].Description = ""
+	long.StagingDevice = ""
+	long.Raw = short.Raw
+	if diff := cmp.Diff(short, long); diff != "" {
+		t.Errorf("defaults in the example differ from the real ones:\n%s", diff)
+	}
+}
+
+func TestSlotByName(t *testing.T) {
+	c, err := Parse([]byte(minimal + "[slot.app.0]\ndevice=/dev/x\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"rootfs.1": "rootfs.1", "B": "rootfs.1", "A": "rootfs.0", "app.0": "app.0", "C": "", "": ""} {
+		got, ok := c.SlotByName(name)
+		if got.Name != want || ok != (want != "") {
+			t.Errorf("%q: got %q, %v", name, got.Name, ok)
+		}
+	}
+	if boot := c.BootSlots(); len(boot) != 2 || boot[0].Bootname != "A" || boot[1].Bootname != "B" {
+		t.Errorf("boot slots: %+v", boot)
+	}
+}
+
+func FuzzConfig(f *testing.F) {
+	example, err := os.ReadFile("testdata/example.conf")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(example)
+	f.Add([]byte(minimal))
+	f.Add([]byte("[system]\ncompatible=a\\sb\nbundle-formats=+plain -verity\n[rescue]\nretry=1h30min\n"))
+	f.Add([]byte("[slot.rootfs.0]\nparent=rootfs.0\n\xef\xbb\xbf"))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		c, err := Parse(raw)
+		if err != nil {
+			return
+		}
+		if n := len(c.BootSlots()); n < 2 || n > MaxBootSlots {
+			t.Errorf("%d boot slots", n)
+		}
+		if c.BootAttempts < 1 || c.BootAttempts > 9 || len(c.BundleFormats) == 0 || c.RescueRetry <= 0 || c.TrialDeadline <= 0 {
+			t.Errorf("out of bounds: %+v", c)
+		}
+		for _, s := range c.Slots {
+			if got, ok := c.SlotByName(s.Name); !ok || got.Name != s.Name {
+				t.Errorf("slot %q is not found by its name", s.Name)
+			}
+		}
+	})
+}
