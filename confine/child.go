@@ -1,0 +1,261 @@
+package confine
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Job is what a worker has.
+type Job struct {
+	Role  string
+	Input []byte
+	Files []*os.File
+
+	mu     sync.Mutex
+	answer *os.File
+	buf    []byte
+}
+
+// Child returns nil in a normal process. In a worker it gives up everything
+// that Spec did not grant, for all threads, before any byte from outside can be
+// read, and returns the job; where that fails it ends the process. It must be
+// called before anything opens a descriptor: all others than the job's
+// are closed.
+func Child() *Job {
+	if len(os.Args) != 3 || os.Args[0] != workerName {
+		return nil
+	}
+	l, err := parseLimits(os.Args[2])
+	if err == nil {
+		err = l.apply()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(setupExit)
+	}
+	j := &Job{Role: os.Args[1], Input: make([]byte, l.input)}
+	for i := range l.files {
+		j.Files = append(j.Files, os.NewFile(uintptr(firstFD+i), "job file "+strconv.Itoa(i)))
+	}
+	j.answer = os.NewFile(uintptr(firstFD+l.files), "answer")
+	for at := 0; at < len(j.Input); {
+		n, err := unix.Pread(inputFD, j.Input[at:], int64(at))
+		if err == nil && n > 0 {
+			at += n
+		} else if err != unix.EINTR {
+			fmt.Fprintln(os.Stderr, "read job:", err)
+			os.Exit(setupExit)
+		}
+	}
+	return j
+}
+
+// Send sends one frame to the caller of Run; body is at most MaxBody bytes. It
+// may be called by several goroutines at once.
+func (j *Job) Send(kind byte, body []byte) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	b, err := appendFrame(j.buf[:0], kind, body)
+	if err != nil {
+		return err
+	}
+	j.buf = b
+	_, err = j.answer.Write(b)
+	return err
+}
+
+// Exit ends the worker: with status 0 when err is nil, else with status 1 and
+// err's text as the reason in Run's error. Open frames are all sent by then.
+func (j *Job) Exit(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// limits is what the child applies to itself, as decimal numbers with ":"
+// between them in its second argument.
+type limits struct {
+	uid              int
+	memory, fileSize int64 // bytes
+	cpu              int64 // seconds
+	files            int
+	input            int // bytes
+	weak             bool
+}
+
+func (l limits) String() string {
+	weak := 0
+	if l.weak {
+		weak = 1
+	}
+	return fmt.Sprintf("%d:%d:%d:%d:%d:%d:%d", l.uid, l.memory, l.fileSize, l.cpu, l.files, l.input, weak)
+}
+
+func parseLimits(s string) (limits, error) {
+	var v [7]int64
+	fields := strings.Split(s, ":")
+	if len(fields) != len(v) {
+		return limits{}, fmt.Errorf("limits %q", s)
+	}
+	for i, f := range fields {
+		n, err := strconv.ParseInt(f, 10, 64)
+		if err != nil || n < 0 {
+			return limits{}, fmt.Errorf("limits %q", s)
+		}
+		v[i] = n
+	}
+	l := limits{uid: int(v[0]), memory: v[1], fileSize: v[2], cpu: v[3], files: int(v[4]), input: int(v[5]), weak: v[6] != 0}
+	if v[0] == 0 || v[0] >= 1<<31 || v[1] == 0 || v[4] > maxFiles || v[5] > MaxInput {
+		return limits{}, fmt.Errorf("limits %q", s)
+	}
+	return l, nil
+}
+
+func (l limits) apply() error {
+	if err := closeFrom(firstFD + l.files + 1); err != nil {
+		return fmt.Errorf("close descriptors: %w", err)
+	}
+	// The limit of its own choice for the kernel's OOM killer; while /proc is
+	// still there.
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("1000"), 0); err != nil && !l.weak {
+		return err
+	}
+	for _, r := range l.rlimits() {
+		if err := unix.Prlimit(0, r.resource, &unix.Rlimit{Cur: r.max, Max: r.max}, nil); err != nil {
+			return fmt.Errorf("set limit %d to %d: %w", r.resource, r.max, err)
+		}
+	}
+	if !l.weak {
+		if err := enterEmptyRoot(); err != nil {
+			return err
+		}
+		if err := dropUser(l.uid); err != nil {
+			return err
+		}
+	}
+	// Changing the uid has cleared both, so they come last.
+	if err := everyThread(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1); err != nil {
+		return fmt.Errorf("no_new_privs: %w", err)
+	}
+	if err := everyThread(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL)); err != nil {
+		return fmt.Errorf("parent death signal: %w", err)
+	}
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("not dumpable: %w", err)
+	}
+	return nil
+}
+
+type rlimit struct {
+	resource int
+	max      uint64
+}
+
+func (l limits) rlimits() []rlimit {
+	out := []rlimit{
+		{unix.RLIMIT_DATA, uint64(l.memory)},
+		{unix.RLIMIT_NOFILE, maxOpen},
+		{unix.RLIMIT_CORE, 0},
+		{unix.RLIMIT_MEMLOCK, 0},
+		{unix.RLIMIT_MSGQUEUE, 0},
+	}
+	if !l.weak { // counted per uid, which a weak worker shares with its caller
+		out = append(out, rlimit{unix.RLIMIT_NPROC, maxTasks})
+	}
+	if l.cpu > 0 {
+		out = append(out, rlimit{unix.RLIMIT_CPU, uint64(l.cpu)})
+	}
+	if l.fileSize > 0 {
+		out = append(out, rlimit{unix.RLIMIT_FSIZE, uint64(l.fileSize)})
+	}
+	return out
+}
+
+// enterEmptyRoot makes an empty read-only file system the root. It is mounted
+// over /proc, the one folder that must be there, in the worker's own mount
+// namespace: nothing has to be prepared and nothing is left. pivot_root can't
+// do it, an initramfs can't be pivoted away.
+func enterEmptyRoot() error {
+	const flags = unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	if err := unix.Mount("empty", "/proc", "ramfs", flags, "mode=0555"); err != nil {
+		return fmt.Errorf("mount the empty root: %w", err)
+	}
+	if err := unix.Chroot("/proc"); err != nil {
+		return fmt.Errorf("enter the empty root: %w", err)
+	}
+	if err := unix.Chdir("/"); err != nil {
+		return fmt.Errorf("enter the empty root: %w", err)
+	}
+	return nil
+}
+
+// dropUser gives up root and all capabilities, in every thread.
+func dropUser(uid int) error {
+	// Without this a program started by root's uid would be given capabilities
+	// again; one call instead of forty for the bounding set, and it is locked.
+	const securebits = 0x2f // NOROOT, NO_SETUID_FIXUP off, KEEP_CAPS off; all locked
+	_ = securebits
+	for c := uintptr(0); c <= unix.CAP_LAST_CAP; c++ {
+		if err := everyThread(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c); err != nil && err != unix.EINVAL {
+			return fmt.Errorf("drop capability %d: %w", c, err)
+		}
+	}
+	if err := syscall.Setgroups(nil); err != nil {
+		return fmt.Errorf("drop groups: %w", err)
+	}
+	if err := syscall.Setresgid(uid, uid, uid); err != nil {
+		return fmt.Errorf("set gid: %w", err)
+	}
+	if err := syscall.Setresuid(uid, uid, uid); err != nil {
+		return fmt.Errorf("set uid: %w", err)
+	}
+	if err := everyThread(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL); err != nil && err != unix.EINVAL {
+		return fmt.Errorf("clear ambient capabilities: %w", err)
+	}
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var none [2]unix.CapUserData
+	if err := everyThread(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&none[0]))); err != nil {
+		return fmt.Errorf("drop capabilities: %w", err)
+	}
+	return nil
+}
+
+func everyThread(nr, a, b uintptr) error {
+	if _, _, errno := syscall.AllThreadsSyscall(nr, a, b, 0); errno != 0 {
+		if errno == unix.ENOTSUP {
+			return errors.New("built with cgo")
+		}
+		return errno
+	}
+	return nil
+}
+
+// closeFrom closes all descriptors from fd on.
+func closeFrom(fd int) error {
+	err := unix.CloseRange(uint(fd), ^uint(0)>>1&0x7fffffff, 0)
+	if err != unix.ENOSYS {
+		return err
+	}
+	// Before Linux 5.9.
+	var r unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &r); err != nil {
+		return err
+	}
+	for ; uint64(fd) < min(r.Cur, 1<<16); fd++ {
+		_ = unix.Close(fd)
+	}
+	return nil
+}
