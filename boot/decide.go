@@ -1,0 +1,506 @@
+package boot
+
+import (
+	"slices"
+
+	"lifeboat/status"
+	"lifeboat/version"
+)
+
+// SealStatus is what was found at the end of a slot's partition.
+type SealStatus uint8
+
+const (
+	SealUnknown    SealStatus = iota // not looked at
+	SealValid                        // whole, and signed by somebody in the keyring for this device
+	SealMissing                      // no seal: never installed, or wiped
+	SealFalse                        // a seal that is torn, forged or of another device
+	SealUnreadable                   // an I/O error
+)
+
+// Whole says whether a slot was read whole against its root hash.
+type Whole uint8
+
+const (
+	WholeUnread Whole = iota
+	WholeRight
+	WholeDamaged
+)
+
+// Seal is what is known of a slot's seal and, if Status is SealValid, what it says.
+type Seal struct {
+	Status   SealStatus
+	Whole    Whole
+	Manifest Hash
+	Version  string
+	Epoch    uint32
+	Created  int64
+	Local    bool // the root hash is not signed
+}
+
+// reason says why a slot with this seal is not booted.
+func (s Seal) reason() status.Reason {
+	switch {
+	case s.Status == SealMissing:
+		return status.SealMissing
+	case s.Status == SealFalse:
+		return status.SealFalse
+	case s.Status == SealUnreadable:
+		return status.Unreadable
+	case s.Whole == WholeDamaged:
+		return status.VerityError
+	}
+	return status.None
+}
+
+// Facts are what was found in this boot. The zero Facts say that nothing was looked at.
+type Facts struct {
+	Seals    map[string]Seal          // by slot
+	Failed   map[string]status.Reason // slots that were tried in this boot and did not start
+	Prefer   string                   // slot that the kernel command line prefers
+	Rescue   bool                     // rescue is asked for
+	Retry    bool                     // in rescue: it is a slot's turn
+	ReadOnly bool                     // the record cannot be written
+	Blind    bool                     // the record cannot be read either
+	Chance   uint64                   // drawn anew at each boot; used when Blind
+}
+
+// Action is what Decide wants.
+type Action uint8
+
+const (
+	Look      Action = iota // read the seals of Slots, then decide again
+	Attest                  // read Slots whole, then decide again
+	Boot                    // make State durable, then start Slot
+	GoRescue                // make State durable, then wait for a stick or for the next turn
+)
+
+// Fallback is the change from a slot that was given up to the one that is started instead.
+type Fallback struct {
+	From, To string
+	Reason   status.Reason
+}
+
+// Decision is what to do next. State must be durable before Boot or GoRescue is acted on; when that fails the caller
+// sets Facts.ReadOnly and decides again.
+type Decision struct {
+	Action   Action
+	State    State
+	Slots    []string // Look, Attest
+	Slot     string   // Boot
+	Trial    bool     // Boot: the slot has not said good
+	Fallback *Fallback
+	Reason   status.Reason // GoRescue
+}
+
+// Begin opens a boot: it counts it, accounts for how the last one ended and says whether sources outside may be
+// looked at in this one. end is how the last boot ended as far as hardware and kernel know: status.Watchdog,
+// status.Panic or status.None. Where look is true and outside is, the State must be durable before anything from
+// outside is touched (rule 2).
+func Begin(s State, end status.Reason, outside bool, p Policy) (next State, look bool) {
+	s = s.Clone()
+	s.arrange(p)
+	s.Boot++
+	if i := s.index(s.Last.Slot); i >= 0 {
+		e := &s.Slots[i]
+		e.EndedSo = end.Evidence()
+		if e.EndedSo {
+			e.Ends, e.LastEnd = e.Ends+1, end
+		}
+		if s.Last.Trial || e.EndedSo {
+			how := end
+			if how == status.None {
+				how = status.PowerLoss
+			}
+			s.log(p, status.EventEnd, e.Slot, how, 0, e.Manifest)
+		}
+	}
+	s.Last = Last{}
+	if s.Mark == MarkNone {
+		s.Cuts = 0
+	} else {
+		s.Cuts++
+		id := guardUSB
+		if s.Install.Target != "" {
+			id = GuardID(s.Install.Manifest)
+		}
+		s.guard(id, false)
+		s.log(p, status.EventCut, s.Install.Target, status.PowerLoss, 0, s.Install.Manifest)
+	}
+	look = outside
+	if look && (s.Cuts >= 2 || s.Guarded(guardUSB)) {
+		// What kills the boot before it commits must not starve it: the slots come first, once (rule 15).
+		look, s.Cuts = false, 0
+	}
+	s.Mark = MarkNone
+	if look {
+		s.Mark = MarkUSB
+	}
+	return s, look
+}
+
+// Absorb brings the entries in line with what was found on the slots (rules 8, 10, 14). look and attest name slots
+// of which more has to be known first.
+func Absorb(s State, f Facts, p Policy) (next State, look, attest []string) {
+	s = s.Clone()
+	s.arrange(p)
+	for _, slot := range p.Slots {
+		e := s.Entry(slot)
+		seal := f.Seals[slot]
+		noted := s.Install.Target == slot
+		switch {
+		case seal.Status == SealUnknown:
+			if noted {
+				look = append(look, slot)
+			}
+			continue
+		case seal.Status == SealUnreadable:
+			// The medium may come back; a noted install stays noted.
+			e.Reason = status.Unreadable
+			s.set(e)
+			continue
+		case seal.Status != SealValid:
+			if noted {
+				// Cut after the wipe: nothing is left of what was there.
+				e = Entry{Slot: slot}
+			}
+			if !e.Empty() || noted {
+				e.Reason = seal.reason()
+			}
+		case seal.Manifest == e.Manifest:
+			// The entry stands as it was, also when an install was cut before its wipe.
+			if r := seal.reason(); r != status.None {
+				e.Reason = r
+			}
+			e.Local = seal.Local
+		case noted && seal.Manifest == s.Install.Manifest:
+			if seal.Whole == WholeUnread {
+				attest = append(attest, slot)
+				continue
+			}
+			s = s.adopt(slot, seal, p)
+			if seal.Whole == WholeDamaged {
+				i := s.index(slot)
+				s.Slots[i] = Entry{Slot: slot, Reason: status.SealFalse}
+			} else if s.newest(slot, p) {
+				s.toFront(slot)
+			}
+			s.Install = Install{}
+			continue
+		default:
+			s = s.adopt(slot, seal, p)
+			s.toBack(slot)
+			if noted {
+				s.Install = Install{}
+			}
+			continue
+		}
+		s.set(e)
+		if noted {
+			s.Install = Install{}
+		}
+	}
+	for slot, r := range f.Failed {
+		if e := s.Entry(slot); e.Slot != "" && slices.Contains(p.Slots, slot) {
+			e.Reason = r
+			s.set(e)
+		}
+	}
+	return s, look, attest
+}
+
+// adopt makes the entry speak about what the seal says: as new, never good.
+func (s State) adopt(slot string, seal Seal, p Policy) State {
+	s.set(fresh(slot, seal, p))
+	s.log(p, status.EventAdopted, slot, status.None, 0, seal.Manifest)
+	return s
+}
+
+func fresh(slot string, seal Seal, p Policy) Entry {
+	return Entry{
+		Slot: slot, Manifest: seal.Manifest, Version: seal.Version, Epoch: seal.Epoch, Created: seal.Created,
+		Local: seal.Local, Tries: p.Attempts,
+	}
+}
+
+// newest reports whether a slot's version is above that of every other one that may still be booted.
+func (s State) newest(slot string, p Policy) bool {
+	v := s.Entry(slot).Version
+	for _, e := range s.Slots {
+		if e.Slot != slot && (s.Qualifies(e, p) || s.retryable(e, p)) && version.Compare(v, e.Version) <= 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// retryable reports whether rescue may try the slot: sealed, at or above the floors, not excluded (rule 18).
+func (s State) retryable(e Entry, p Policy) bool {
+	return sealed(e) && s.admits(e, p) && !e.Excluded
+}
+
+// sealed reports whether the entry's seal vouches for it as far as is known.
+func sealed(e Entry) bool {
+	return !e.Empty() && e.Reason != status.SealMissing && e.Reason != status.SealFalse
+}
+
+// Decide says which slot to start. It never touches anything: the caller makes Decision.State durable, acts, and
+// calls again with new facts when the slot did not start.
+func Decide(s State, f Facts, p Policy) Decision {
+	s, look, attest := Absorb(s, f, p)
+	if len(look) > 0 {
+		return Decision{Action: Look, Slots: look}
+	}
+	first := slices.IndexFunc(s.Slots, func(e Entry) bool { return !e.Empty() || e.Reason != status.None })
+	for i, e := range s.Slots {
+		if e.Empty() || e.Reason != status.None {
+			continue
+		}
+		if !s.admits(e, p) {
+			s.Slots[i].Reason = status.BelowFloor
+		}
+		if e.Tries > 0 || f.ReadOnly {
+			continue
+		}
+		// Tries ran out. Before the bundle is accused its slot is read whole (rule 14).
+		if f.Seals[e.Slot].Whole == WholeUnread && s.Slots[i].Reason == status.None {
+			attest = append(attest, e.Slot)
+			continue
+		}
+		s.exhaust(i, p)
+	}
+	if len(attest) > 0 {
+		return Decision{Action: Attest, Slots: attest}
+	}
+	wish := s.Wish
+	s.Wish = ""
+	if f.Retry {
+		if d, ok := s.retry(f, p); ok {
+			return d
+		}
+	}
+	if f.ReadOnly {
+		return s.readOnly(f, p)
+	}
+	slot := ""
+	ordered := false
+	if !f.Rescue {
+		slot, ordered = s.choose([]string{f.Prefer, wish}, p)
+		if slot == "" {
+			if unseen := s.unseen(f, p); len(unseen) > 0 {
+				return Decision{Action: Look, Slots: unseen}
+			}
+		}
+	}
+	s.Mark, s.Guards = MarkNone, slices.DeleteFunc(s.Guards, func(g Guard) bool { return g.ID == guardUSB })
+	if slot == "" {
+		return s.rescue(f, p)
+	}
+	d := Decision{Action: Boot, Slot: slot}
+	i := s.index(slot)
+	s.Slots[i].Tries--
+	if ordered && first >= 0 && i > first && s.Slots[first].Reason != status.None {
+		from := s.Slots[first]
+		d.Fallback = &Fallback{From: from.Slot, To: slot, Reason: from.Reason}
+		s.log(p, status.EventFallback, from.Slot, from.Reason, 0, from.Manifest)
+	}
+	if ordered {
+		s.toFront(slot)
+	}
+	return s.start(d, p)
+}
+
+// start notes in the record that a slot is about to be started.
+func (s State) start(d Decision, p Policy) Decision {
+	i := s.index(d.Slot)
+	e := &s.Slots[i]
+	d.Trial = !e.Good
+	e.Booted = s.Boot
+	s.Last = Last{Slot: d.Slot, Trial: d.Trial}
+	if n := len(s.Events) - 1; !d.Trial && n >= 0 && s.Events[n].Kind == status.EventBoot && s.Events[n].Slot == p.Ordinal(d.Slot) {
+		// Ordinary boots in a row take one place of the ring.
+		s.Events[n].Boot = uint32(s.Boot)
+	} else {
+		s.log(p, status.EventBoot, d.Slot, status.None, 0, e.Manifest)
+	}
+	d.State = s
+	return d
+}
+
+// choose returns the slot to boot, "" if none qualifies; ordered is false when a wish was honoured.
+func (s State) choose(wishes []string, p Policy) (slot string, ordered bool) {
+	for _, w := range wishes {
+		if w != "" && s.Qualifies(s.Entry(w), p) {
+			return w, false
+		}
+	}
+	for _, e := range s.Slots {
+		if s.Qualifies(e, p) {
+			return e.Slot, true
+		}
+	}
+	return "", false
+}
+
+func (s State) unseen(f Facts, p Policy) []string {
+	var out []string
+	for _, slot := range p.Slots {
+		if f.Seals[slot].Status == SealUnknown {
+			out = append(out, slot)
+		}
+	}
+	return out
+}
+
+// exhaust judges a system whose tries ran out and whose slot was read whole and is right (rules 13, 14).
+func (s *State) exhaust(i int, p Policy) {
+	e := &s.Slots[i]
+	if e.Reason != status.None {
+		return
+	}
+	evidence := status.None
+	if e.Ends >= 2 || e.EndedSo {
+		evidence = e.LastEnd
+	}
+	e.Reason = status.Exhausted
+	if evidence != status.None {
+		e.Reason = evidence
+	}
+	if !e.Good {
+		s.remember(e.Manifest, evidence)
+	}
+}
+
+// remember counts a round of a bundle that ran out (rule 13).
+func (s *State) remember(m Hash, evidence status.Reason) {
+	f := Fall{Manifest: m}
+	if i := slices.IndexFunc(s.Falls, func(f Fall) bool { return f.Manifest == m }); i >= 0 {
+		f = s.Falls[i]
+		s.Falls = slices.Delete(s.Falls, i, i+1)
+	}
+	if f.Rounds < 255 {
+		f.Rounds++
+	}
+	if evidence != status.None {
+		f.Evidence = evidence
+	}
+	if f.Rounds >= freeRounds {
+		f.Next = s.Boot + backoff(f.Rounds-freeRounds)
+	}
+	s.Falls = append(s.Falls, f)
+	if n := len(s.Falls) - MaxFalls; n > 0 {
+		s.Falls = slices.Delete(s.Falls, 0, n)
+	}
+}
+
+// freeRounds is how many rounds a bundle gets before they come ever more rarely.
+const freeRounds = 3
+
+// backoff returns how many boots pass until the next try: 8, 16, ... 1024.
+func backoff(n uint8) uint64 { return 8 << min(n, 7) }
+
+// rescue says that nothing qualifies.
+func (s State) rescue(f Facts, p Policy) Decision {
+	d := Decision{Action: GoRescue, Reason: status.NoSlot}
+	if f.Rescue {
+		d.Reason = status.Requested
+	}
+	if n := len(s.Events) - 1; n < 0 || s.Events[n].Kind != status.EventRescue {
+		s.log(p, status.EventRescue, "", d.Reason, 0, Hash{})
+	}
+	d.State = s
+	return d
+}
+
+// retry takes the next slot in turn, best first (rule 18).
+func (s State) retry(f Facts, p Policy) (Decision, bool) {
+	var turns []Entry
+	for _, e := range s.Slots {
+		seal := f.Seals[e.Slot]
+		if s.retryable(e, p) && (seal.Status == SealUnknown || seal.Status == SealValid || seal.Status == SealUnreadable) {
+			turns = append(turns, e)
+		}
+	}
+	if len(turns) == 0 {
+		return Decision{}, false
+	}
+	slices.SortStableFunc(turns, func(a, b Entry) int {
+		if a.Good != b.Good {
+			if a.Good {
+				return -1
+			}
+			return 1
+		}
+		return version.Compare(b.Version, a.Version)
+	})
+	at := slices.IndexFunc(turns, func(e Entry) bool { return e.Slot == s.Rescue.Slot })
+	slot := turns[(at+1)%len(turns)].Slot
+	s.Rescue.Slot, s.Rescue.Stick = slot, false
+	if s.Rescue.Waits < 8 {
+		s.Rescue.Waits++
+	}
+	s.Mark = MarkNone
+	return s.start(Decision{Action: Boot, Slot: slot}, p), true
+}
+
+// readOnly decides when nothing can be counted (rule 20).
+func (s State) readOnly(f Facts, p Policy) Decision {
+	var may []Entry
+	for _, e := range s.Slots {
+		if e.Empty() || !s.admits(e, p) || e.Excluded {
+			continue
+		}
+		_, failed := f.Failed[e.Slot]
+		if f.Blind && f.Seals[e.Slot].Status == SealValid && !failed || e.Good && e.Reason == status.None {
+			may = append(may, e)
+		}
+	}
+	if len(may) == 0 {
+		if unseen := s.unseen(f, p); f.Blind && len(unseen) > 0 {
+			return Decision{Action: Look, Slots: unseen}
+		}
+		return s.rescue(f, p)
+	}
+	e := may[0]
+	if f.Blind {
+		e = may[f.Chance%uint64(len(may))]
+	}
+	return s.start(Decision{Action: Boot, Slot: e.Slot}, p)
+}
+
+// Rebuild makes a State from the seals when both copies of the record are lost (rule 19).
+func Rebuild(seals map[string]Seal, p Policy) State {
+	var s State
+	all := true
+	for _, slot := range p.Slots {
+		if seal := seals[slot]; seal.Status == SealValid {
+			s.Slots = append(s.Slots, fresh(slot, seal, p))
+		} else {
+			all = false
+		}
+	}
+	slices.SortStableFunc(s.Slots, func(a, b Entry) int { return version.Compare(b.Version, a.Version) })
+	if all && len(s.Slots) > 0 {
+		low := s.Slots[len(s.Slots)-1]
+		s.Floors.Version, s.Floors.Epoch = low.Version, low.Epoch
+		for _, e := range s.Slots {
+			s.Floors.Epoch = min(s.Floors.Epoch, e.Epoch)
+		}
+	}
+	s.arrange(p)
+	s.Unproven = true
+	s.log(p, status.EventStateLost, "", status.StateLost, 0, Hash{})
+	return s
+}
+
+// Factory makes the State of a device that leaves the factory with these slots filled, best first. None is good yet.
+func Factory(filled map[string]Seal, p Policy) State {
+	var s State
+	for _, slot := range p.Slots {
+		if seal, ok := filled[slot]; ok {
+			s.Slots = append(s.Slots, fresh(slot, seal, p))
+		}
+	}
+	s.arrange(p)
+	return s
+}

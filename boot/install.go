@@ -1,0 +1,248 @@
+package boot
+
+import (
+	"fmt"
+	"slices"
+
+	"lifeboat/status"
+	"lifeboat/version"
+)
+
+// Offer is a bundle that somebody holds out: what the scanner found, all of it signed.
+type Offer struct {
+	Manifest Hash
+	Version  string
+	Epoch    uint32
+}
+
+// Verdict says whether an offered bundle is taken.
+type Verdict struct {
+	Take bool
+	Code int    // of a refusal (reference/trust.md section 1); 0: nothing is wrong with it, there is nothing to do
+	Why  string // in words, when it is not taken
+}
+
+// Judge says whether a bundle is to be installed by itself (rules 11, 13, 15, 19). In rescue everything at or above
+// the floors is.
+func Judge(s State, o Offer, rescue bool, p Policy) Verdict {
+	f := s.floors(p)
+	if !f.Admit(o.Version, o.Epoch) {
+		return Verdict{Code: 28, Why: fmt.Sprintf("version %q epoch %d is below the floor: version %q epoch %d", o.Version, o.Epoch, f.Version, f.Epoch)}
+	}
+	if len(o.Version) > MaxVersion {
+		return Verdict{Code: 31, Why: fmt.Sprintf("the version has %d bytes, at most %d are allowed", len(o.Version), MaxVersion)}
+	}
+	if rescue {
+		return Verdict{Take: true}
+	}
+	for _, e := range s.Slots {
+		if !s.Qualifies(e, p) {
+			continue
+		}
+		if e.Manifest == o.Manifest {
+			return Verdict{Why: "already installed in " + e.Slot}
+		}
+		if version.Compare(o.Version, e.Version) <= 0 {
+			return Verdict{Why: fmt.Sprintf("version %q is not newer than %q in %s", o.Version, e.Version, e.Slot)}
+		}
+	}
+	if o.Version == "" {
+		return Verdict{Why: "it has no version, so it is never chosen by itself"}
+	}
+	if s.Unproven {
+		return Verdict{Why: "the state was lost; nothing is installed until a slot has said good"}
+	}
+	if i := slices.IndexFunc(s.Falls, func(f Fall) bool { return f.Manifest == o.Manifest }); i >= 0 {
+		fall := s.Falls[i]
+		if fall.Evidence != status.None {
+			return Verdict{Code: 31, Why: fmt.Sprintf("it fell back here (%s) and is not installed again by itself", fall.Evidence)}
+		}
+		if fall.Rounds >= freeRounds && s.Boot < fall.Next {
+			return Verdict{Code: 31, Why: fmt.Sprintf("it fell back here %d times and is tried again at boot %d", fall.Rounds, fall.Next)}
+		}
+	}
+	if s.Guarded(GuardID(o.Manifest)) {
+		return Verdict{Code: 31, Why: "it ended its installer too often and is tried again ever more rarely"}
+	}
+	return Verdict{Take: true}
+}
+
+// Better reports whether offer a is to be taken rather than b: the newer one; Judge both first.
+func Better(a, b Offer) bool { return version.Compare(a.Version, b.Version) > 0 }
+
+// TargetChoice is where a bundle goes.
+type TargetChoice struct {
+	Slot    string   // "" when there is none
+	Present bool     // its seal bears the offered hash already: attest it; right: give it its tries again (rule 9)
+	Attest  []string // slots that have to be read whole first; then choose again
+}
+
+// Target chooses the slot that a bundle may overwrite (rules 5, 6, 9, 19). Every slot's seal must be known. running is
+// the slot whose system runs, "" in early boot.
+func Target(s State, f Facts, o Offer, running string, p Policy) TargetChoice {
+	var may []Entry
+	for _, e := range s.Slots {
+		if e.Slot == running {
+			continue
+		}
+		seal := f.Seals[e.Slot]
+		if seal.Status == SealValid && seal.Manifest == o.Manifest && seal.Whole != WholeDamaged {
+			if seal.Whole == WholeUnread {
+				return TargetChoice{Attest: []string{e.Slot}}
+			}
+			return TargetChoice{Slot: e.Slot, Present: true}
+		}
+		may = append(may, e)
+	}
+	stays := func(e Entry) bool { // a system to fall back on
+		return sealed(e) && s.admits(e, p) && f.Seals[e.Slot].Whole != WholeDamaged && f.Seals[e.Slot].Status == SealValid
+	}
+	var good []string
+	for _, e := range s.Slots {
+		if e.Good && stays(e) {
+			good = append(good, e.Slot)
+		}
+	}
+	free := may
+	if len(good) == 1 {
+		free = slices.DeleteFunc(slices.Clone(may), func(e Entry) bool { return e.Slot == good[0] })
+	}
+	rank := func(e Entry) int { // lower is overwritten first
+		switch {
+		case !stays(e):
+			return 0
+		case !s.Qualifies(e, p):
+			return 1
+		}
+		return 2
+	}
+	order := slices.Clone(free)
+	slices.Reverse(order) // on a tie the one that is not booted first
+	slices.SortStableFunc(order, func(a, b Entry) int {
+		if s.Unproven && len(good) == 0 && rank(a) > 0 && rank(b) > 0 {
+			return version.Compare(b.Version, a.Version) // the newest, never the older
+		}
+		if d := rank(a) - rank(b); d != 0 {
+			return d
+		}
+		return version.Compare(a.Version, b.Version)
+	})
+	if len(order) == 0 {
+		return TargetChoice{}
+	}
+	target := order[0]
+	if target.Good {
+		for _, e := range s.Slots {
+			if e.Slot != target.Slot && stays(e) && f.Seals[e.Slot].Whole == WholeUnread {
+				return TargetChoice{Attest: []string{e.Slot}}
+			}
+		}
+	}
+	return TargetChoice{Slot: target.Slot}
+}
+
+// Note notes an install beside the target's entry, which still stands (rule 7.1). It must be durable before the old
+// seal is wiped.
+func Note(s State, target string, o Offer, p Policy) State {
+	s = s.Clone()
+	s.Install = Install{Target: target, Manifest: o.Manifest}
+	s.log(p, status.EventInstall, target, status.None, 0, o.Manifest)
+	return s
+}
+
+// Installed replaces the target's entry by what its new seal says, first in order (rule 7.5). A bundle that was there
+// already gets its tries again (rule 9).
+func Installed(s State, target string, seal Seal, p Policy) State {
+	s = s.Clone()
+	e := fresh(target, seal, p)
+	if old := s.Entry(target); old.Manifest == seal.Manifest {
+		e.Good, e.Booted = old.Good, old.Booted
+		if e.Good {
+			e.Tries = p.ConfirmedAttempts
+		}
+	}
+	s.set(e)
+	s.toFront(target)
+	s.Install = Install{}
+	s.unguard(GuardID(seal.Manifest))
+	s.log(p, status.EventInstalled, target, status.None, 0, seal.Manifest)
+	return s
+}
+
+// Refuse takes back a noted install that was refused or failed (rule 10). wiped: the target's old seal is gone.
+// seen: PID 1 saw its worker end badly, which counts against the bundle (rule 15); a finished refusal clears that.
+func Refuse(s State, o Offer, wiped, seen bool, code int, p Policy) State {
+	s = s.Clone()
+	target := s.Install.Target
+	if wiped && target != "" {
+		s.set(Entry{Slot: target, Reason: status.SealMissing})
+	}
+	s.Install = Install{}
+	if seen {
+		s.guard(GuardID(o.Manifest), true)
+	} else {
+		s.unguard(GuardID(o.Manifest))
+	}
+	s.log(p, status.EventRefused, target, status.None, code, o.Manifest)
+	return s
+}
+
+// Suspect counts an end that PID 1 saw of the worker that looked at a stick.
+func Suspect(s State, id [8]byte) State {
+	s = s.Clone()
+	s.guard(id, true)
+	return s
+}
+
+// Clear forgets what was counted against a stick or bundle: it was read to the end.
+func Clear(s State, id [8]byte) State {
+	s = s.Clone()
+	s.unguard(id)
+	return s
+}
+
+// guardUSB stands for whatever was plugged in when a boot ended before a bundle was chosen.
+var guardUSB = [8]byte{'u', 's', 'b'}
+
+// GuardID returns the identity under which a bundle is guarded.
+func GuardID(m Hash) (id [8]byte) {
+	copy(id[:], m[:])
+	return id
+}
+
+const (
+	seenLimit        = 2
+	unexplainedLimit = 8
+)
+
+// Guarded reports whether a stick or bundle is left alone in this boot (rule 15).
+func (s State) Guarded(id [8]byte) bool {
+	i := slices.IndexFunc(s.Guards, func(g Guard) bool { return g.ID == id })
+	return i >= 0 && s.Boot < s.Guards[i].Next
+}
+
+func (s *State) guard(id [8]byte, seen bool) {
+	g := Guard{ID: id}
+	if i := slices.IndexFunc(s.Guards, func(g Guard) bool { return g.ID == id }); i >= 0 {
+		g = s.Guards[i]
+		s.Guards = slices.Delete(s.Guards, i, i+1)
+	}
+	n, limit := &g.Unexplained, uint8(unexplainedLimit)
+	if seen {
+		n, limit = &g.Seen, seenLimit
+	}
+	if *n < 255 {
+		*n++
+	}
+	if *n >= limit {
+		g.Next = s.Boot + backoff(*n-limit)
+	}
+	s.Guards = append(s.Guards, g)
+	if n := len(s.Guards) - MaxGuards; n > 0 {
+		s.Guards = slices.Delete(s.Guards, 0, n)
+	}
+}
+
+func (s *State) unguard(id [8]byte) {
+	s.Guards = slices.DeleteFunc(s.Guards, func(g Guard) bool { return g.ID == id })
+}

@@ -1,0 +1,303 @@
+// Package boot decides which slot a device boots. State is the one durable record, Decide and its neighbours are pure
+// functions from a State and what was seen to the State that has to be made durable before anything is done; a Store
+// makes it so. The rules that they follow are numbered in docs/boot-rules.md; comments here say (rule N).
+package boot
+
+import (
+	"encoding/hex"
+	"slices"
+
+	"lifeboat/status"
+	"lifeboat/version"
+)
+
+// Hash is a manifest hash: the SHA-256 of the signed manifest, a bundle's identity. Zero means none.
+type Hash [32]byte
+
+func (h Hash) String() string {
+	if h == (Hash{}) {
+		return ""
+	}
+	return hex.EncodeToString(h[:])
+}
+
+// State is everything that is remembered from one boot to the next (rule 1). The zero State is that of a device
+// whose slots were never looked at. A State is a value: functions return a changed copy and never write to what
+// they were given (Clone).
+type State struct {
+	Sequence uint64  // of the record that it was read from; Store.Commit raises it
+	Boot     uint64  // boots counted so far
+	Slots    []Entry // in the order in which they are tried
+	Install  Install // noted beside the target's entry while it is under way
+	Floors   Floors
+	Falls    []Fall  // bundles that fell back, newest last
+	Guards   []Guard // bundles and sticks that ended their worker or the boot
+	Mark     Mark    // what from outside this boot is about to look at
+	Cuts     uint8   // boots in a row that ended between mark and commit
+	Wish     string  // slot to be booted once
+	Rescue   Rescue
+	Last     Last // what the last boot started
+	Unproven bool // both records were lost and no slot has said good since (rule 19)
+	Events   []Event
+	unknown  []byte // fields of a newer writer, kept as they are
+}
+
+// Entry speaks about one slot and one manifest in it.
+type Entry struct {
+	Slot     string // "rootfs.0"
+	Manifest Hash
+	Version  string // at most MaxVersion bytes
+	Epoch    uint32
+	Created  int64 // seconds since 1970, from the signed manifest; 0: not said
+	Local    bool  // the root hash is not signed: authentic at install only
+	Good     bool  // said good with this manifest, ever
+	Excluded bool  // another slot said good under fallback=secure
+	Tries    uint8 // left
+	Ends     uint8 // tries of this round that ended with evidence against the system
+	EndedSo  bool  // the last one did
+	LastEnd  status.Reason // the evidence, of the last try that left some
+	Reason   status.Reason // why it is not booted; None: nothing against it
+	Booted   uint64        // boot number at which it was last started, 0: never
+}
+
+// Empty reports whether the entry vouches for nothing.
+func (e Entry) Empty() bool { return e.Manifest == Hash{} }
+
+// Install is an install that is under way.
+type Install struct {
+	Target   string // slot, "" while none is under way
+	Manifest Hash
+}
+
+// Floors only rise, and only by Good (rule 17).
+type Floors struct {
+	Version string
+	Epoch   uint32
+	Time    int64 // seconds since 1970, from signed sources only
+}
+
+// Admit reports whether a system of that version and epoch may be installed or booted.
+func (f Floors) Admit(v string, epoch uint32) bool {
+	return epoch >= f.Epoch && version.Compare(v, f.Version) >= 0
+}
+
+// Fall remembers a bundle whose trial ran out (rule 13).
+type Fall struct {
+	Manifest Hash
+	Evidence status.Reason // None: power cuts and orderly reboots only
+	Rounds   uint8         // how often its tries ran out
+	Next     uint64        // boot number from which it may be tried again; unused with evidence
+}
+
+// Guard counts what a bundle or a stick ended (rule 15).
+type Guard struct {
+	ID          [8]byte // first bytes of a manifest hash, or of a stick's identity
+	Seen        uint8   // ends that PID 1 saw: panic, memory, deadline, bad answer
+	Unexplained uint8   // boots that ended while it was used
+	Next        uint64  // boot number from which it is looked at again
+}
+
+// Mark says what from outside the boot that wrote it was about to look at.
+type Mark uint8
+
+const (
+	MarkNone   Mark = iota
+	MarkUSB         // USB modules and sticks
+	MarkRescue      // a stick in rescue
+)
+
+// Rescue is where rescue stands (rule 18).
+type Rescue struct {
+	Slot  string // last slot that was retried
+	Waits uint8  // how often the wait has doubled
+	Stick bool   // the last turn was a stick's; the next is a slot's
+}
+
+// Last is the system that was started last and has not been accounted for. No slot: none.
+type Last struct {
+	Slot  string
+	Trial bool
+}
+
+// Event is one line of history. 16 bytes in the record.
+type Event struct {
+	Boot     uint32
+	Kind     status.Kind
+	Slot     uint8 // ordinal of the slot among Policy.Slots, NoSlot: none
+	Reason   status.Reason
+	Code     uint8 // of a refusal
+	Manifest [8]byte
+}
+
+// NoSlot is the ordinal of no slot.
+const NoSlot = 255
+
+const (
+	MaxVersion = 64 // bytes of a version
+	MaxSlot    = 24 // bytes of a slot's name
+	MaxSlots   = 4
+	MaxFalls   = 16
+	MaxGuards  = 8
+	MaxEvents  = 48
+)
+
+// Policy is what the configuration says about booting.
+type Policy struct {
+	Slots             []string // the bootable slots, in the order of the configuration; at most MaxSlots
+	Attempts          uint8    // tries of a system that has not said good
+	ConfirmedAttempts uint8    // tries of one that has
+	Secure            bool     // fallback=secure
+	Floors            Floors   // built in
+}
+
+// Ordinal returns the place of a slot in the configuration, NoSlot if it has none.
+func (p Policy) Ordinal(slot string) uint8 {
+	if i := slices.Index(p.Slots, slot); i >= 0 {
+		return uint8(i)
+	}
+	return NoSlot
+}
+
+// Clone returns a State that shares nothing with s.
+func (s State) Clone() State {
+	s.Slots = slices.Clone(s.Slots)
+	s.Falls = slices.Clone(s.Falls)
+	s.Guards = slices.Clone(s.Guards)
+	s.Events = slices.Clone(s.Events)
+	s.unknown = slices.Clone(s.unknown)
+	return s
+}
+
+// Entry returns the entry of a slot; of a slot without one, an empty entry.
+func (s State) Entry(slot string) Entry {
+	if i := s.index(slot); i >= 0 {
+		return s.Slots[i]
+	}
+	return Entry{Slot: slot}
+}
+
+func (s State) index(slot string) int {
+	return slices.IndexFunc(s.Slots, func(e Entry) bool { return e.Slot == slot })
+}
+
+// set replaces a slot's entry where it stands in the order.
+func (s *State) set(e Entry) {
+	if i := s.index(e.Slot); i >= 0 {
+		s.Slots[i] = e
+		return
+	}
+	s.Slots = append(s.Slots, e)
+}
+
+// toFront makes a slot the first to be tried.
+func (s *State) toFront(slot string) {
+	if i := s.index(slot); i > 0 {
+		e := s.Slots[i]
+		s.Slots = slices.Insert(slices.Delete(s.Slots, i, i+1), 0, e)
+	}
+}
+
+// toBack makes a slot the last to be tried.
+func (s *State) toBack(slot string) {
+	if i := s.index(slot); i >= 0 {
+		e := s.Slots[i]
+		s.Slots = append(slices.Delete(s.Slots, i, i+1), e)
+	}
+}
+
+// arrange gives every configured slot an entry and drops entries of slots that are configured no more.
+func (s *State) arrange(p Policy) {
+	s.Slots = slices.DeleteFunc(s.Slots, func(e Entry) bool { return !slices.Contains(p.Slots, e.Slot) })
+	for _, slot := range p.Slots {
+		if s.index(slot) < 0 {
+			s.Slots = append(s.Slots, Entry{Slot: slot})
+		}
+	}
+}
+
+// floors returns the record's floors or the built-in ones, whichever are higher, each for itself.
+func (s State) floors(p Policy) Floors {
+	f := s.Floors
+	if version.Compare(p.Floors.Version, f.Version) > 0 {
+		f.Version = p.Floors.Version
+	}
+	f.Epoch = max(f.Epoch, p.Floors.Epoch)
+	f.Time = max(f.Time, p.Floors.Time)
+	return f
+}
+
+// admits reports whether an entry's system is at or above the floors.
+func (s State) admits(e Entry, p Policy) bool { return s.floors(p).Admit(e.Version, e.Epoch) }
+
+// Qualifies reports whether a slot may be booted by itself: sealed as far as is known, at or above the floors, tries
+// left, not excluded, no reason against it.
+func (s State) Qualifies(e Entry, p Policy) bool {
+	return !e.Empty() && e.Reason == status.None && e.Tries > 0 && !e.Excluded && s.admits(e, p)
+}
+
+func (s *State) log(p Policy, kind status.Kind, slot string, r status.Reason, code int, m Hash) {
+	e := Event{Boot: uint32(s.Boot), Kind: kind, Slot: p.Ordinal(slot), Reason: r, Code: uint8(code)}
+	copy(e.Manifest[:], m[:])
+	s.Events = append(s.Events, e)
+	if n := len(s.Events) - MaxEvents; n > 0 {
+		s.Events = slices.Delete(s.Events, 0, n)
+	}
+}
+
+// Status returns the record as boot.json and `inspect --json` show it. bootname maps slot names to boot names.
+func (s State) Status(p Policy, bootname func(string) string) status.State {
+	f := s.floors(p)
+	out := status.State{
+		Sequence: s.Sequence, Boot: s.Boot, Format: Format,
+		Floors: status.Floors{Version: f.Version, Epoch: f.Epoch, Time: f.Time},
+		Slots:  []status.Slot{}, Events: []status.Event{},
+	}
+	for _, e := range s.Slots {
+		v := status.Slot{
+			Slot: e.Slot, Bootname: bootname(e.Slot), ManifestHash: e.Manifest.String(), Version: e.Version,
+			Epoch: e.Epoch, Tries: int(e.Tries), Good: e.Good, Excluded: e.Excluded, Reason: e.Reason.String(),
+		}
+		if s.Install.Target == e.Slot {
+			v.Reason = status.Installing.String()
+		}
+		if !e.Empty() {
+			v.Authenticity = Authenticity(e.Local)
+		}
+		out.Slots = append(out.Slots, v)
+	}
+	for _, e := range s.Events {
+		v := status.Event{Boot: uint64(e.Boot), Event: e.Kind.String(), Reason: e.Reason.String(), Code: int(e.Code)}
+		if int(e.Slot) < len(p.Slots) {
+			v.Slot = p.Slots[e.Slot]
+		}
+		if e.Manifest != ([8]byte{}) {
+			v.Manifest = hex.EncodeToString(e.Manifest[:])
+		}
+		out.Events = append(out.Events, v)
+	}
+	return out
+}
+
+// Authenticity says in words what a slot's seal proves at boot.
+func Authenticity(local bool) string {
+	if local {
+		return "at install only"
+	}
+	return "every boot"
+}
+
+// LoaderView is what the boot loader says of this boot.
+type LoaderView struct {
+	Chooses bool   // the loader chose the slot and its kernel runs; false: the choice is ours
+	Started string // slot that the loader started, "" when it does not choose
+}
+
+// Store keeps a State where it survives a power cut.
+type Store interface {
+	// Load returns the newest valid State. ErrLost: there is none. Any other error: the medium could not be read.
+	Load() (State, LoaderView, error)
+	// Commit makes s true by one durable write of the older copy; where s excludes a slot or raises a floor, both
+	// copies are written before it returns (rule 3). It returns s with its new Sequence. After an error the State
+	// of before or s is found by the next Load, never anything else.
+	Commit(s State) (State, error)
+}
