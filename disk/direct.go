@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"sync"
 	"unsafe"
 
@@ -75,16 +76,16 @@ func (d *Direct) ReadAt(p []byte, off int64) (int, error) {
 		return d.f.ReadAt(p, off)
 	}
 	done := 0
-	if off%align == 0 && uintptr(unsafe.Pointer(&p[0]))%align == 0 {
-		n, err := d.f.ReadAt(p[:len(p)&^(align-1)], off)
-		// A short read is the end of the file, or goes on unaligned: either way the slow path finds out.
-		if done = n; err != nil && err != io.EOF {
-			return done, err
+	if whole := len(p) &^ (align - 1); whole > 0 && off%align == 0 && uintptr(unsafe.Pointer(&p[0]))%align == 0 {
+		n, err := d.pread(p[:whole], off)
+		if err != nil || n < whole || whole == len(p) {
+			return n, endOf(n, len(p), err)
 		}
+		done = n
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.buf == nil && done < len(p) {
+	if d.buf == nil {
 		return done, fmt.Errorf("read %s: %w", d.f.Name(), os.ErrClosed)
 	}
 	for done < len(p) {
@@ -92,12 +93,40 @@ func (d *Direct) ReadAt(p []byte, off int64) (int, error) {
 		from := at &^ (align - 1)
 		skip := int(at - from)
 		want := min((skip+len(p)-done+align-1)&^(align-1), len(d.buf))
-		n, err := d.f.ReadAt(d.buf[:want], from)
+		n, err := d.pread(d.buf[:want], from)
 		if n > skip {
 			done += copy(p[done:], d.buf[skip:n])
 		}
-		if done < len(p) && err != nil {
-			return done, err
+		if done < len(p) && (err != nil || n < want) {
+			return done, endOf(done, len(p), err)
+		}
+	}
+	return done, nil
+}
+
+func endOf(n, want int, err error) error {
+	if err == nil && n < want {
+		return io.EOF
+	}
+	return err
+}
+
+// pread reads all of p, whose address and length are aligned as off is, or up to the end of the file. (os.File would
+// go on after a short read, from an offset that is not aligned any more.)
+func (d *Direct) pread(p []byte, off int64) (int, error) {
+	defer runtime.KeepAlive(d.f)
+	done := 0
+	for done < len(p) {
+		n, err := unix.Pread(int(d.f.Fd()), p[done:], off+int64(done))
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return done, &os.PathError{Op: "read", Path: d.f.Name(), Err: err}
+		}
+		done += n
+		if n%align != 0 || n == 0 {
+			break // the end: nothing else ends between two blocks
 		}
 	}
 	return done, nil
