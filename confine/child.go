@@ -91,18 +91,16 @@ type limits struct {
 	files            int
 	input            int // bytes
 	weak             bool
+	unfiltered       bool
 }
 
 func (l limits) String() string {
-	weak := 0
-	if l.weak {
-		weak = 1
-	}
-	return fmt.Sprintf("%d:%d:%d:%d:%d:%d:%d", l.uid, l.memory, l.fileSize, l.cpu, l.files, l.input, weak)
+	bit := map[bool]int{true: 1}
+	return fmt.Sprintf("%d:%d:%d:%d:%d:%d:%d:%d", l.uid, l.memory, l.fileSize, l.cpu, l.files, l.input, bit[l.weak], bit[l.unfiltered])
 }
 
 func parseLimits(s string) (limits, error) {
-	var v [7]int64
+	var v [8]int64
 	fields := strings.Split(s, ":")
 	if len(fields) != len(v) {
 		return limits{}, fmt.Errorf("limits %q", s)
@@ -114,7 +112,7 @@ func parseLimits(s string) (limits, error) {
 		}
 		v[i] = n
 	}
-	l := limits{uid: int(v[0]), memory: v[1], fileSize: v[2], cpu: v[3], files: int(v[4]), input: int(v[5]), weak: v[6] != 0}
+	l := limits{uid: int(v[0]), memory: v[1], fileSize: v[2], cpu: v[3], files: int(v[4]), input: int(v[5]), weak: v[6] != 0, unfiltered: v[7] != 0}
 	if v[0] == 0 || v[0] >= 1<<31 || v[1] == 0 || v[4] > maxFiles || v[5] > MaxInput {
 		return limits{}, fmt.Errorf("limits %q", s)
 	}
@@ -125,8 +123,7 @@ func (l limits) apply() error {
 	if err := closeFrom(firstFD + l.files + 1); err != nil {
 		return fmt.Errorf("close descriptors: %w", err)
 	}
-	// The limit of its own choice for the kernel's OOM killer; while /proc is
-	// still there.
+	// First choice of the kernel's OOM killer; as long as there is a /proc.
 	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("1000"), 0); err != nil && !l.weak {
 		return err
 	}
@@ -147,13 +144,16 @@ func (l limits) apply() error {
 	if err := everyThread(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1); err != nil {
 		return fmt.Errorf("no_new_privs: %w", err)
 	}
-	if err := everyThread(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL)); err != nil {
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
 		return fmt.Errorf("parent death signal: %w", err)
 	}
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("not dumpable: %w", err)
 	}
-	return nil
+	if l.weak || l.unfiltered {
+		return nil
+	}
+	return filterCalls()
 }
 
 type rlimit struct {
@@ -202,14 +202,21 @@ func enterEmptyRoot() error {
 	return nil
 }
 
+// setupCaps are the capabilities that a child needs to confine itself: all that
+// are left in its bounding set when it starts.
+func setupCaps() []uintptr {
+	return []uintptr{
+		unix.CAP_SETPCAP, unix.CAP_SETGID, unix.CAP_SETUID, unix.CAP_SYS_CHROOT, unix.CAP_SYS_ADMIN,
+		unix.CAP_SYS_RESOURCE, // limits above inherited ones
+	}
+}
+
 // dropUser gives up root and all capabilities, in every thread.
 func dropUser(uid int) error {
-	// Without this a program started by root's uid would be given capabilities
-	// again; one call instead of forty for the bounding set, and it is locked.
-	const securebits = 0x2f // NOROOT, NO_SETUID_FIXUP off, KEEP_CAPS off; all locked
-	_ = securebits
-	for c := uintptr(0); c <= unix.CAP_LAST_CAP; c++ {
-		if err := everyThread(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c); err != nil && err != unix.EINVAL {
+	// The others are gone already: Run's thread has dropped them, and each
+	// call for all threads costs more than the forty there.
+	for _, c := range setupCaps() {
+		if err := everyThread(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c); err != nil {
 			return fmt.Errorf("drop capability %d: %w", c, err)
 		}
 	}
@@ -222,9 +229,7 @@ func dropUser(uid int) error {
 	if err := syscall.Setresuid(uid, uid, uid); err != nil {
 		return fmt.Errorf("set uid: %w", err)
 	}
-	if err := everyThread(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL); err != nil && err != unix.EINVAL {
-		return fmt.Errorf("clear ambient capabilities: %w", err)
-	}
+	// Ambient capabilities go with the permitted ones.
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var none [2]unix.CapUserData
 	if err := everyThread(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&none[0]))); err != nil {

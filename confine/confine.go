@@ -70,6 +70,8 @@ type Spec struct {
 	// filter where the kernel refuses them to the caller: for tests and
 	// for reading own files on a PC. Limits hold even then.
 	Weak bool
+
+	unfiltered bool // tests of the walls behind the filter
 }
 
 // MaxInput is the largest Spec.Input in bytes.

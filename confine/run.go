@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -31,15 +32,27 @@ func Run(ctx context.Context, s Spec, frame func(kind byte, body []byte) error) 
 	if err != nil {
 		return Usage{}, fmt.Errorf("worker %q: %w", s.Role, err)
 	}
-	// The signal that ends an orphaned worker belongs to the thread that
-	// started it: that thread has to live as long as the worker.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-
-	w, err := start(s)
-	if err != nil {
-		return Usage{}, fmt.Errorf("start worker %q: %w", s.Role, err)
+	// A worker is started by a thread of its own, which has given up what the
+	// worker must not have, and which lives as long as Run: when that thread
+	// ends, the kernel kills the worker (PR_SET_PDEATHSIG).
+	done := make(chan struct{})
+	defer close(done)
+	type started struct {
+		w   *worker
+		err error
 	}
+	ready := make(chan started)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends here
+		w, err := start(s)
+		ready <- started{w, err}
+		<-done
+	}()
+	st := <-ready
+	if st.err != nil {
+		return Usage{}, fmt.Errorf("start worker %q: %w", s.Role, st.err)
+	}
+	w := st.w
 	u, err := w.follow(ctx, s, begin, frame)
 	if err != nil {
 		err = fmt.Errorf("worker %q: %w", s.Role, err)
@@ -142,11 +155,31 @@ func spawn(s Spec, files []*os.File, weak bool) (*os.Process, error) {
 			Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWNS | unix.CLONE_NEWUTS,
 		}
 	}
+	if err := boundCaps(); err != nil && !weak {
+		return nil, err
+	}
 	l := limits{
 		uid: s.UID, memory: s.Memory, fileSize: s.FileSize,
-		cpu: int64((s.CPU + time.Second - 1) / time.Second), files: len(s.Files), input: len(s.Input), weak: weak,
+		cpu: int64((s.CPU + time.Second - 1) / time.Second), files: len(s.Files), input: len(s.Input),
+		weak: weak, unfiltered: s.unfiltered,
 	}
 	return os.StartProcess(s.Exe, []string{workerName, s.Role, l.String()}, attr)
+}
+
+// boundCaps takes from the calling thread, and so from what it starts, all
+// capabilities of the bounding set that a child does not need for confining itself.
+func boundCaps() error {
+	for c := uintptr(0); c < 64; c++ {
+		if slices.Contains(setupCaps(), c) {
+			continue
+		}
+		if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err == unix.EINVAL {
+			return nil // above the last one that the kernel knows
+		} else if err != nil {
+			return fmt.Errorf("drop capability %d: %w", c, err)
+		}
+	}
+	return nil
 }
 
 // memory returns an unchangeable memory file: a worker that could write to it

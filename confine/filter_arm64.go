@@ -1,0 +1,7 @@
+package confine
+
+import "golang.org/x/sys/unix"
+
+const filterArch = unix.AUDIT_ARCH_AARCH64
+
+func filterExtra() []uint32 { return nil }
