@@ -1,0 +1,128 @@
+package image
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/diskfs/go-diskfs/partition/mbr"
+)
+
+// What is on a stick is checked with dosfstools and mtools, which know FAT from elsewhere.
+func TestStick(t *testing.T) {
+	for _, tool := range []string{"fsck.fat", "mcopy", "mdir"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("%s is not installed", tool)
+		}
+	}
+	files := map[string]string{
+		"update-1.2.raucb": strings.Repeat("bundle", 100_000), "SHORT.TXT": "short", "empty": "",
+		"thirteen_char": "13", "Ümläut ~1 (copy).raucb": "x", "a.b.c": strings.Repeat("z", 4096),
+		strings.Repeat("n", 200) + ".raucb": "long name",
+	}
+	for i := range 100 {
+		files[fmt.Sprintf("another file that makes the folder larger than a cluster %d", i)] = fmt.Sprint(i)
+	}
+	// One that makes the stick larger than 260 MiB, where clusters become 4 KiB; sparse.
+	dir := writeFiles(t, files)
+	large := filepath.Join(t.TempDir(), "large.raucb")
+	if err := os.WriteFile(large, []byte("large"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(large, 300*mib); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		name  string
+		whole bool
+		large bool
+	}{{"partition", false, false}, {"whole disk", true, false}, {"large", true, true}} {
+		t.Run(test.name, func(t *testing.T) {
+			var list []string
+			for name := range files {
+				list = append(list, filepath.Join(dir, name))
+			}
+			if test.large {
+				list = []string{large, filepath.Join(dir, "empty")}
+			}
+			out := filepath.Join(t.TempDir(), "stick.img")
+			if err := Stick(out, test.whole, list); err != nil {
+				t.Fatal(err)
+			}
+			at := ""
+			if !test.whole {
+				f, err := os.Open(out)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer f.Close()
+				table, err := mbr.Read(f, sector, sector)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if p := table.Partitions[0]; p.Start != stickStart/sector || p.Type != mbr.Fat32LBA {
+					t.Errorf("partition %+v", p)
+				}
+				b, err := os.ReadFile(out)
+				if err != nil {
+					t.Fatal(err)
+				}
+				part := out + ".part"
+				if err := os.WriteFile(part, b[stickStart:], 0o644); err != nil {
+					t.Fatal(err)
+				}
+				out, at = part, "@@0"
+			}
+			if b, err := exec.Command("fsck.fat", "-n", out).CombinedOutput(); err != nil {
+				t.Errorf("fsck.fat: %v\n%s", err, b)
+			}
+			for _, name := range list {
+				base := filepath.Base(name)
+				cmd := exec.Command("mcopy", "-i", out+at, "::/"+base, "-")
+				cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "MTOOLS_SKIP_CHECK=1")
+				got, err := cmd.Output()
+				if err != nil {
+					t.Errorf("mcopy %.40s: %v", base, err)
+					continue
+				}
+				want, err := os.ReadFile(name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !bytes.Equal(got, want) {
+					t.Errorf("%.40s: %d bytes came back, %d went", base, len(got), len(want))
+				}
+			}
+		})
+	}
+}
+
+func TestStickRefuses(t *testing.T) {
+	dir := writeFiles(t, map[string]string{"a": "", "b/A": "", "c:d": ""})
+	large := filepath.Join(dir, "large")
+	if err := os.WriteFile(large, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(large, maxFATFile+1); err != nil {
+		t.Fatal(err)
+	}
+	for want, files := range map[string][]string{
+		"same name on the stick": {dir + "/a", dir + "/b/A"},
+		"can't have that name":   {dir + "/c:d"},
+		"is not a file":          {dir},
+		"no such file":           {dir + "/none"},
+		"at most 4294967295":     {large},
+	} {
+		out := filepath.Join(t.TempDir(), "out.img")
+		if err := Stick(out, false, files); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+		if left, _ := filepath.Glob(filepath.Dir(out) + "/*"); len(left) > 0 {
+			t.Errorf("left behind: %v", left)
+		}
+	}
+}
