@@ -66,11 +66,7 @@ func Test(t TB, m Machine) *Device {
 			}
 		})
 	}
-	free, err := reserve(build)
-	if err != nil {
-		t.Fatalf("%v", err)
-	}
-	t.Cleanup(free)
+	Reserve(t)
 	vm, err := Start(context.Background(), m)
 	if err != nil {
 		t.Fatalf("%v", err)
@@ -84,21 +80,28 @@ func Test(t TB, m Machine) *Device {
 	return &Device{VM: vm, t: t}
 }
 
-// reserve waits for one of the places for running machines and takes it until free is called or the process ends.
-func reserve(build string) (free func(), err error) {
+// Reserve waits until the test may run a virtual device of its own making and holds the place until the test ends.
+// Test does it by itself.
+func Reserve(t TB) {
+	t.Helper()
+	build, err := buildDir()
+	if err != nil {
+		t.Skipf("no virtual device: %v", err)
+	}
 	for {
 		for i := range max(2, runtime.NumCPU()) {
 			f, err := os.OpenFile(filepath.Join(build, fmt.Sprintf("vm.%d.lock", i)), os.O_CREATE|os.O_RDWR, 0o666)
 			if err != nil {
-				return nil, err
+				t.Fatalf("%v", err)
 			}
 			err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 			if err == nil {
-				return func() { f.Close() }, nil
+				t.Cleanup(func() { f.Close() }) // and so unlocks
+				return
 			}
 			f.Close()
 			if !errors.Is(err, syscall.EWOULDBLOCK) {
-				return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+				t.Fatalf("lock %s: %v", f.Name(), err)
 			}
 		}
 		time.Sleep(50 * time.Millisecond)

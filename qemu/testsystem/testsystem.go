@@ -35,6 +35,7 @@ const (
 	Good   Behaviour = "good"   // runs `bootcount good`, prints SYSTEM GOOD or SYSTEM NOT GOOD: why, obeys
 	Silent Behaviour = "silent" // reboots in order after 1 s
 	Reboot Behaviour = "reboot" // reboots in order at once
+	Off    Behaviour = "off"    // powers off
 	Panic  Behaviour = "panic"  // crashes the kernel
 	Hang   Behaviour = "hang"   // arms /dev/watchdog0 with 5 s, prints SYSTEM HANGS: <nil> and stops
 )

@@ -100,6 +100,8 @@ func behave(behaviour string) {
 		restart(unix.LINUX_REBOOT_CMD_RESTART)
 	case "reboot":
 		restart(unix.LINUX_REBOOT_CMD_RESTART)
+	case "off":
+		restart(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	case "panic":
 		crash()
 	case "hang":
