@@ -69,10 +69,10 @@ type Facts struct {
 type Action uint8
 
 const (
-	Look      Action = iota // read the seals of Slots, then decide again
-	Attest                  // read Slots whole, then decide again
-	Boot                    // make State durable, then start Slot
-	GoRescue                // make State durable, then wait for a stick or for the next turn
+	Look     Action = iota // read the seals of Slots, then decide again
+	Attest                 // read Slots whole, then decide again
+	Boot                   // make State durable, then start Slot
+	GoRescue               // make State durable, then wait for a stick or for the next turn
 )
 
 // Fallback is the change from a slot that was given up to the one that is started instead.
@@ -503,4 +503,9 @@ func Factory(filled map[string]Seal, p Policy) State {
 	}
 	s.arrange(p)
 	return s
+}
+
+// Admits reports whether what a seal says is at or above the floors.
+func (s State) Admits(seal Seal, p Policy) bool {
+	return s.floors(p).Admit(seal.Version, seal.Epoch)
 }

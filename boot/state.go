@@ -48,13 +48,13 @@ type Entry struct {
 	Manifest Hash
 	Version  string // at most MaxVersion bytes
 	Epoch    uint32
-	Created  int64 // seconds since 1970, from the signed manifest; 0: not said
-	Local    bool  // the root hash is not signed: authentic at install only
-	Good     bool  // said good with this manifest, ever
-	Excluded bool  // another slot said good under fallback=secure
-	Tries    uint8 // left
-	Ends     uint8 // tries of this round that ended with evidence against the system
-	EndedSo  bool  // the last one did
+	Created  int64         // seconds since 1970, from the signed manifest; 0: not said
+	Local    bool          // the root hash is not signed: authentic at install only
+	Good     bool          // said good with this manifest, ever
+	Excluded bool          // another slot said good under fallback=secure
+	Tries    uint8         // left
+	Ends     uint8         // tries of this round that ended with evidence against the system
+	EndedSo  bool          // the last one did
 	LastEnd  status.Reason // the evidence, of the last try that left some
 	Reason   status.Reason // why it is not booted; None: nothing against it
 	Booted   uint64        // boot number at which it was last started, 0: never

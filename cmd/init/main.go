@@ -1,0 +1,232 @@
+// Command init is lifeboat's /init: the one static binary that the kernel starts from the initramfs. It counts the
+// boot, installs a signed bundle that lies on a stick, chooses a slot, opens it through dm-verity and starts its
+// system. It is also its own confined worker: the same binary, started again with less.
+//
+// PID 1 parses nothing that comes from outside, never runs long and never exits.
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"log"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"lifeboat/boot"
+	"lifeboat/config"
+	"lifeboat/confine"
+	"lifeboat/disk"
+	"lifeboat/status"
+	"lifeboat/update"
+	"lifeboat/usb"
+)
+
+func main() {
+	if j := confine.Child(); j != nil {
+		j.Exit(work(j))
+	}
+	if os.Getpid() != 1 {
+		fmt.Fprintln(os.Stderr, "lifeboat: this is /init: the kernel starts it from an initramfs")
+		os.Exit(2)
+	}
+	log.SetOutput(io.Discard) // libraries have nothing to say here
+	debug.SetMemoryLimit(8 << 20)
+	defer restart()
+	run()
+}
+
+// restart keeps PID 1 alive when our own code has a fault: /init starts anew after a while, and the boot that it then
+// counts is one more.
+func restart() {
+	if v := recover(); v != nil {
+		fmt.Fprintf(os.Stderr, "lifeboat: fault in /init: %v\n%s\nlifeboat: starting again in 10 s\n", v, debug.Stack())
+	}
+	for {
+		time.Sleep(10 * time.Second)
+		if err := syscall.Exec("/init", os.Args, os.Environ()); err != nil {
+			fmt.Fprintln(os.Stderr, "lifeboat: start /init again:", err)
+		}
+	}
+}
+
+// device is what this boot knows of the machine, filled by the phases in their order.
+type device struct {
+	con     *console
+	clock   *clock
+	cfg     *config.Config
+	trust   update.Trust
+	keyring []byte
+	cmd     config.Cmdline
+	watch   *disk.Watcher
+	found   resolved
+	report  *status.Report
+}
+
+// run is one boot: a list of phases. It returns only after a fault.
+func run() {
+	d := &device{clock: newClock(), report: &status.Report{Installed: []status.Installed{}, Refused: []status.Refused{}}}
+	mountErr := mountBasics()
+	d.cmd = config.ParseCmdline(readTrimmed("/proc/cmdline"))
+	d.con = openConsole(d.cmd.Quiet)
+	if mountErr != nil {
+		d.con.say("mount: " + mountErr.Error())
+	}
+	d.clock.phase("mounts")
+	if err := d.configure(); err != nil {
+		d.con.alarm("the initramfs is broken: " + err.Error())
+		return
+	}
+	d.watch, _ = disk.Watch()
+	loadModules(d.con, filepath.Join(config.Dir, "modules"))
+	d.clock.phase("modules")
+	d.resolve()
+	d.clock.phase("devices")
+	u := d.device()
+	end := lastEnd()
+	started, err := u.Boot(context.Background(), end)
+	if err != nil {
+		d.con.alarm(err.Error())
+		return
+	}
+	d.clock.phase("root")
+	d.handOver(started)
+}
+
+// configure reads what the initramfs brings: system.conf, the keyring, the time of its build.
+func (d *device) configure() error {
+	raw, err := os.ReadFile(filepath.Join(config.Dir, "system.conf"))
+	if err != nil {
+		return err
+	}
+	if d.cfg, err = config.Parse(raw); err != nil {
+		return fmt.Errorf("%s/system.conf: %w", config.Dir, err)
+	}
+	for _, w := range d.cfg.Warnings {
+		d.con.say("system.conf: " + w)
+	}
+	// A keyring that is missing or empty refuses every bundle and every seal (code 32): fail closed, keep looking.
+	if d.keyring, err = os.ReadFile(d.cfg.KeyringPath); err != nil {
+		d.con.say("keyring: " + err.Error())
+	}
+	built, _ := strconv.ParseInt(readTrimmed(filepath.Join(config.Dir, "build")), 10, 64)
+	d.trust = update.Trust{
+		Keyring: d.keyring, Compatible: d.cfg.Compatible, Purpose: d.cfg.CheckPurpose, Formats: d.cfg.BundleFormats,
+		RequireSigned: d.cfg.RequireSignedVerity, Floor: built,
+	}
+	return nil
+}
+
+// device wires the rooms.
+func (d *device) device() *update.Device {
+	policy := boot.Policy{
+		Attempts: uint8(d.cfg.BootAttempts), ConfirmedAttempts: uint8(d.cfg.ConfirmedAttempts), Secure: d.cfg.Fallback == "secure",
+		Floors: boot.Floors{Time: d.trust.Floor},
+	}
+	u := &update.Device{
+		Store: d.store(), Trust: d.trust, Class: d.cfg.BootSlots()[0].Class, Slots: &slotDoor{d: d},
+		Crew: &crew{d: d}, Say: d.con.say, Screen: d.rescueScreen, Phase: d.clock.phase, Report: d.report,
+		Rescue: d.cmd.Rescue, RescueRetry: d.cfg.RescueRetry, Chance: chance(),
+		Name: d.slotName, Bootname: d.bootname, Progress: d.con.progress(),
+	}
+	for _, s := range d.cfg.BootSlots() {
+		policy.Slots = append(policy.Slots, s.Name)
+		if b, ok := d.found.slots[s.Name]; ok && (u.Room == 0 || b.Size < u.Room) {
+			u.Room = b.Size
+		}
+	}
+	u.Policy = policy
+	if s, ok := d.cfg.SlotByName(d.cmd.Slot); ok {
+		u.Prefer = s.Name
+	} else if d.cmd.Slot != "" {
+		d.con.say(fmt.Sprintf("lifeboat.slot=%s: there is no such slot", d.cmd.Slot))
+	}
+	if list := filepath.Join(config.Dir, "modules.usb"); d.watch != nil && len(readTrimmed(list)) > 0 {
+		u.Outside = &sticks{d: d, modules: list}
+	}
+	return u
+}
+
+func (d *device) slotName(slot string) string { return status.SlotName(slot, d.bootname(slot)) }
+
+func (d *device) bootname(slot string) string {
+	s, _ := d.cfg.SlotByName(slot)
+	return s.Bootname
+}
+
+// chance draws a number without waiting for the kernel's entropy.
+func chance() uint64 {
+	var b [8]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return uint64(time.Now().UnixNano())
+	}
+	return binary.LittleEndian.Uint64(b[:])
+}
+
+// sticks is update.Outside: USB is silent until it is asked for.
+type sticks struct {
+	d       *device
+	modules string
+	awake   bool
+}
+
+func (s *sticks) Sources(context.Context) []update.Source {
+	if !s.awake {
+		s.awake = true
+		loadModules(s.d.con, s.modules)
+		s.d.clock.phase("usb-modules")
+		usb.Settle(s.d.watch, sysfs, s.d.cfg.USB.Settle)
+		s.d.clock.phase("usb-settle")
+	}
+	found, err := usb.Sticks(sysfs)
+	if err != nil {
+		s.d.con.say("look for sticks: " + err.Error())
+	}
+	var out []update.Source
+	for _, st := range found {
+		src := update.Source{Name: st.Block.Name, Path: st.Block.Path()}
+		copy(src.ID[:], st.ID)
+		out = append(out, src)
+	}
+	return out
+}
+
+func (s *sticks) Wait(_ context.Context, t time.Duration) bool {
+	changed, err := s.d.watch.Wait(t)
+	if err != nil {
+		time.Sleep(min(t, time.Second))
+		return true
+	}
+	if changed {
+		usb.Settle(s.d.watch, sysfs, s.d.cfg.USB.Settle)
+	}
+	return changed
+}
+
+const sysfs = "/sys"
+
+// clock measures the phases of a boot.
+type clock struct {
+	last   time.Time
+	phases []status.Phase
+}
+
+func newClock() *clock { return &clock{last: time.Now()} }
+
+func (c *clock) phase(name string) {
+	now := time.Now()
+	c.phases = append(c.phases, status.Phase{Name: name, MS: float64(now.Sub(c.last).Microseconds()) / 1000})
+	c.last = now
+}
+
+func readTrimmed(file string) string {
+	b, _ := os.ReadFile(file)
+	return strings.TrimSpace(string(b))
+}

@@ -1,0 +1,161 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"lifeboat/boot"
+	"lifeboat/boot/raw"
+	"lifeboat/config"
+	"lifeboat/disk"
+	"lifeboat/status"
+	"lifeboat/update"
+)
+
+// resolved says which block devices the configuration means on this machine.
+type resolved struct {
+	state  disk.Block
+	hasAll bool // state and every slot
+	slots  map[string]disk.Block
+	reason status.Reason // NoDisk, TwoDisks
+	why    string
+}
+
+const (
+	diskWait  = 20 * time.Second // until a missing disk means rescue
+	stateWait = 5 * time.Second  // until a disk with slots but without a state partition is taken as it is
+)
+
+// resolve waits until the device's disk is there. It does not return before: without a disk there is nothing to
+// install to, so all that rescue can do is say so and go on looking.
+func (d *device) resolve() {
+	start := time.Now()
+	shown := status.None
+	for {
+		blocks, err := disk.Blocks(sysfs)
+		if err != nil {
+			d.con.say("list block devices: " + err.Error())
+		}
+		d.found = resolve(d.cfg, blocks)
+		waited := time.Since(start)
+		if d.found.hasAll || len(d.found.slots) > 0 && waited > stateWait && d.found.reason == status.None {
+			break
+		}
+		if (waited > diskWait || d.found.reason == status.TwoDisks) && d.found.reason != shown {
+			shown = d.found.reason
+			d.con.say(status.RescueLine(shown))
+			d.con.alarm(d.found.why)
+			d.rescueScreen(update.Rescue{Reason: shown})
+		}
+		wait := time.Second
+		if waited > diskWait {
+			wait = 10 * time.Second
+		}
+		if d.watch != nil {
+			_, err = d.watch.Wait(wait)
+		}
+		if d.watch == nil || err != nil {
+			time.Sleep(50 * time.Millisecond)
+		}
+	}
+	if !d.found.hasAll {
+		d.con.say("not every configured partition is there: " + d.found.why)
+	}
+}
+
+// resolve is pure. Slots and state lie on one disk. Disks behind USB are no candidates unless the configuration names
+// one by its own name; two disks that both have everything are an error, never a guess.
+func resolve(cfg *config.Config, blocks []disk.Block) resolved {
+	perDisk := map[string]*resolved{}
+	slots := cfg.BootSlots()
+	want := func(name, device string, put func(*resolved, disk.Block)) {
+		_, label := config.PartLabel(device)
+		for _, b := range disk.Find(blocks, device) {
+			if label && b.USB {
+				continue
+			}
+			key := b.Disk
+			if !label {
+				key = "" // named by the configuration: belongs to whichever disk has the rest
+			}
+			if perDisk[key] == nil {
+				perDisk[key] = &resolved{slots: map[string]disk.Block{}}
+			}
+			put(perDisk[key], b)
+		}
+	}
+	for _, s := range slots {
+		want(s.Name, s.Device, func(r *resolved, b disk.Block) { r.slots[s.Name] = b })
+	}
+	want("state", cfg.StateDevice, func(r *resolved, b disk.Block) { r.state = b })
+	if named := perDisk[""]; named != nil {
+		delete(perDisk, "")
+		if len(perDisk) == 0 {
+			perDisk["configured"] = named
+		}
+		for _, r := range perDisk {
+			if named.state.Name != "" {
+				r.state = named.state
+			}
+			for s, b := range named.slots {
+				r.slots[s] = b
+			}
+		}
+	}
+	names := make([]string, 0, len(perDisk))
+	for name, r := range perDisk {
+		r.hasAll = r.state.Name != "" && len(r.slots) == len(slots)
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	var whole, part []string
+	for _, n := range names {
+		if perDisk[n].hasAll {
+			whole = append(whole, n)
+		} else if len(perDisk[n].slots) > 0 {
+			part = append(part, n)
+		}
+	}
+	switch {
+	case len(whole) == 1:
+		return *perDisk[whole[0]]
+	case len(whole) > 1:
+		return resolved{reason: status.TwoDisks, why: strings.Join(whole, " and ") + " both have every partition of this device; take one out"}
+	case len(part) == 1:
+		r := *perDisk[part[0]]
+		r.why = fmt.Sprintf("on %s are only %d of %d slots, state partition %q", part[0], len(r.slots), len(slots), r.state.Name)
+		return r
+	case len(part) > 1:
+		return resolved{reason: status.TwoDisks, why: strings.Join(part, " and ") + " each have a part of this device's partitions"}
+	}
+	return resolved{reason: status.NoDisk, why: fmt.Sprintf("no disk has %s", slots[0].Device)}
+}
+
+// store opens the boot state. One that cannot be opened is lost to this boot; the slots still say what they are.
+func (d *device) store() boot.Store {
+	if d.found.state.Name == "" {
+		return deadStore{fmt.Errorf("there is no partition %s", d.cfg.StateDevice)}
+	}
+	f, err := disk.OpenWait(d.found.state.Path(), true, 2*time.Second)
+	if err != nil {
+		// A medium that has become read-only still says which slot was good (rule 20).
+		if f, err = disk.OpenWait(d.found.state.Path(), false, time.Second); err != nil {
+			return deadStore{err}
+		}
+	}
+	s, err := raw.New(f)
+	if err != nil {
+		return deadStore{err}
+	}
+	return s
+}
+
+// deadStore is the store of a device whose state partition is gone.
+type deadStore struct{ err error }
+
+func (s deadStore) Load() (boot.State, boot.LoaderView, error) {
+	return boot.State{}, boot.LoaderView{}, s.err
+}
+func (s deadStore) Commit(st boot.State) (boot.State, error) { return st, s.err }

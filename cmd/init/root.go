@@ -1,0 +1,257 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/u-root/u-root/pkg/mount"
+	"golang.org/x/sys/unix"
+
+	"lifeboat/boot"
+	"lifeboat/disk"
+	"lifeboat/dm"
+	"lifeboat/slots"
+	"lifeboat/status"
+	"lifeboat/update"
+)
+
+const (
+	newRoot  = "/newroot"
+	rootName = "lifeboat-root" // device-mapper name of the slot that is started
+)
+
+func (d *device) slotPath(slot string) string {
+	b, ok := d.found.slots[slot]
+	if !ok {
+		return "/dev/slot-that-is-not-there"
+	}
+	return b.Path()
+}
+
+// slotDoor is update.Slots: what PID 1 itself does to slots.
+type slotDoor struct {
+	d    *device
+	root rootDevice
+}
+
+// rootDevice is the slot that was opened last.
+type rootDevice struct {
+	path  string
+	dev   string // "major:minor" of the partition
+	facts slots.Facts
+}
+
+func (s *slotDoor) with(slot string, do func(*disk.File) error) error {
+	f, err := disk.OpenWait(s.d.slotPath(slot), true, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(do(f), f.Close())
+}
+
+func (s *slotDoor) Wipe(slot string) error {
+	return s.with(slot, func(f *disk.File) error { return slots.Wipe(f) })
+}
+
+func (s *slotDoor) Sync(slot string) error {
+	return s.with(slot, func(f *disk.File) error {
+		if err := f.Flush(); err != nil {
+			return err
+		}
+		return f.DropCache()
+	})
+}
+
+func (s *slotDoor) Seal(slot string, seal []byte) error {
+	return s.with(slot, func(f *disk.File) error {
+		b := make([]byte, slots.SealSize)
+		copy(b, seal)
+		return slots.WriteSeal(f, b)
+	})
+}
+
+// Start opens the slot through dm-verity with the root hash of its seal, reads its first and last block (a wrong root
+// hash shows only at the first read) and mounts it.
+func (s *slotDoor) Start(slot string, f slots.Facts) (err error) {
+	fault := func(r status.Reason, err error) error { return &update.Fault{Reason: r, Err: err} }
+	b := s.d.found.slots[slot]
+	s.root = rootDevice{dev: fmt.Sprintf("%d:%d", b.Major, b.Minor), facts: f}
+	_ = dm.Remove(rootName) // of a slot that did not start
+	path, err := dm.Open(rootName, true, dm.VerityTable(s.root.dev, f.DataBlocks, f.RootHash, f.Salt))
+	if err != nil {
+		return fault(status.Unreadable, fmt.Errorf("open slot %s through dm-verity: %w", s.d.slotName(slot), err))
+	}
+	defer func() {
+		if err != nil {
+			_ = unix.Unmount(newRoot, unix.MNT_DETACH)
+			_ = dm.Remove(rootName)
+		}
+	}()
+	s.root.path = path
+	head, err := ends(path, f.DataBlocks)
+	if err != nil {
+		return fault(status.VerityError, fmt.Errorf("slot %s: %w", s.d.slotName(slot), err))
+	}
+	kind := fileSystem(head)
+	if kind == "" {
+		return fault(status.VerityError, fmt.Errorf("slot %s holds no squashfs, ext4 or erofs", s.d.slotName(slot)))
+	}
+	if _, err := mount.Mount(path, newRoot, kind, "", unix.MS_RDONLY); err != nil {
+		return fault(mountFault(err), err)
+	}
+	init := filepath.Join(newRoot, s.d.cfg.Init)
+	if info, err := os.Lstat(init); err != nil || info.IsDir() {
+		return fault(status.VerityError, fmt.Errorf("slot %s has no %s", s.d.slotName(slot), s.d.cfg.Init))
+	}
+	return nil
+}
+
+func mountFault(err error) status.Reason {
+	if errors.Is(err, unix.EIO) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EUCLEAN) {
+		return status.VerityError
+	}
+	return status.Unreadable
+}
+
+// ends reads the first and the last block of the verified device and returns the first.
+func ends(path string, blocks int64) ([]byte, error) {
+	f, err := disk.Open(path, false)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	head, tail := make([]byte, dm.VerityBlock), make([]byte, dm.VerityBlock)
+	if _, err := f.ReadAt(head, 0); err != nil {
+		return nil, fmt.Errorf("read the first block: %w", err)
+	}
+	if _, err := f.ReadAt(tail, (blocks-1)*dm.VerityBlock); err != nil {
+		return nil, fmt.Errorf("read the last block: %w", err)
+	}
+	return head, nil
+}
+
+// fileSystem tells the file system of a block that dm-verity vouched for.
+func fileSystem(head []byte) string {
+	switch {
+	case bytes.HasPrefix(head, []byte("hsqs")):
+		return "squashfs"
+	case bytes.Equal(head[1024:1028], []byte{0xe2, 0xe1, 0xf5, 0xe0}):
+		return "erofs"
+	case bytes.Equal(head[1024+56:1024+58], []byte{0x53, 0xef}):
+		return "ext4"
+	}
+	return ""
+}
+
+// handOver leaves the running system what it needs, makes a corrupt block restart the device from now on, and becomes
+// the system's init.
+func (d *device) handOver(s update.Started) {
+	if err := d.leave(s); err != nil {
+		d.con.say("leave the report: " + err.Error())
+	}
+	forgetPanic()
+	b := d.found.slots[s.Slot]
+	table := dm.VerityTable(fmt.Sprintf("%d:%d", b.Major, b.Minor), s.Facts.DataBlocks, s.Facts.RootHash, s.Facts.Salt, "restart_on_corruption")
+	if err := dm.Reload(rootName, true, table); err != nil {
+		d.con.say("a corrupt block will be an I/O error, not a restart: " + err.Error())
+	}
+	d.con.say(status.StartingLine(d.cfg.Init))
+	if err := switchRoot(newRoot, d.cfg.Init); err != nil {
+		// The try was counted: after enough of them the other slot has its turn.
+		d.con.alarm("start " + d.cfg.Init + ": " + err.Error())
+		unix.Sync()
+		_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+	}
+}
+
+// leave writes /run/lifeboat.
+func (d *device) leave(s update.Started) error {
+	policy := boot.Policy{Floors: boot.Floors{Time: d.trust.Floor}}
+	for _, c := range d.cfg.BootSlots() {
+		policy.Slots = append(policy.Slots, c.Name)
+	}
+	e := s.State.Entry(s.Slot)
+	r := d.report
+	r.State = s.State.Status(policy, d.bootname)
+	if d.found.state.Name != "" {
+		r.StateDev = d.found.state.Path()
+	}
+	r.Booted = status.Booted{
+		Slot: s.Slot, Bootname: d.bootname(s.Slot), Version: e.Version, Trial: s.Trial, TriesLeft: int(e.Tries),
+		Authenticity: boot.Authenticity(!s.Facts.Signed), RootHash: fmt.Sprintf("%x", s.Facts.RootHash), Device: d.slotPath(s.Slot),
+	}
+	r.InitRSS = peakRSS()
+	d.clock.phase("hand-over")
+	r.Phases = d.clock.phases
+	raw, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(status.Dir, 0o755); err != nil {
+		return err
+	}
+	for name, content := range map[string][]byte{"boot.json": append(raw, '\n'), "system.conf": d.cfg.Raw, "keyring.pem": d.keyring} {
+		if err := os.WriteFile(filepath.Join(status.Dir, name), content, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// switchRoot moves what is mounted into the new root, frees the initramfs and becomes init. Arguments and environment
+// are those that the kernel gave to us.
+func switchRoot(root, init string) error {
+	for _, m := range []string{"/dev", "/proc", "/sys", "/run"} {
+		if err := mount.MoveMount(m, root+m); err != nil {
+			// A system without that folder gets along without it.
+			_ = unix.Unmount(m, unix.MNT_DETACH)
+		}
+	}
+	if err := unix.Chdir(root); err != nil {
+		return err
+	}
+	old, err := unix.Open("/", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	if err := mount.MoveMount(root, "/"); err != nil {
+		return err
+	}
+	if err := unix.Chroot("."); err != nil {
+		return err
+	}
+	if err := unix.Chdir("/"); err != nil {
+		return err
+	}
+	free(old)
+	return unix.Exec(init, append([]string{init}, os.Args[1:]...), os.Environ())
+}
+
+// free deletes everything on the file system of an open folder, which nothing can name any more: the initramfs's memory.
+func free(dir int) {
+	var self unix.Stat_t
+	if unix.Fstat(dir, &self) != nil {
+		return
+	}
+	f := os.NewFile(uintptr(dir), "initramfs")
+	defer f.Close()
+	names, _ := f.Readdirnames(-1)
+	for _, name := range names {
+		sub, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err != nil {
+			_ = unix.Unlinkat(dir, name, 0)
+			continue
+		}
+		var st unix.Stat_t
+		if unix.Fstat(sub, &st) == nil && st.Dev == self.Dev {
+			free(sub)
+			_ = unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
+		} else {
+			unix.Close(sub)
+		}
+	}
+}

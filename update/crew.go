@@ -1,0 +1,151 @@
+package update
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"lifeboat/boot"
+	"lifeboat/slots"
+)
+
+// Source is a place from outside where bundles may lie: one stick.
+type Source struct {
+	ID   [8]byte // under which it is guarded
+	Name string  // for people: "sda"
+	Path string  // of its block device
+}
+
+// Crew runs workers. A nil error means that the worker ended well; frame has then seen its whole answer. When frame
+// fails, the worker is ended and counts as bad. src and slot name what it may touch; either may be zero.
+type Crew interface {
+	Run(ctx context.Context, role string, input []byte, src Source, slot string, frame func(kind byte, body []byte) error) error
+}
+
+// errWorker wraps every end of a worker that is not an answer: panic, memory, deadline, bad answer.
+var errWorker = errors.New("the worker did not finish")
+
+// answer is what a worker said, put together from its frames.
+type answer struct {
+	found    []Found
+	refused  []Refusal
+	err      *Refusal
+	seal     []byte
+	attested *attested
+	manifest boot.Hash
+	done     bool
+}
+
+func (a *answer) take(kind byte, body []byte, progress func(done, total int64)) error {
+	if a.done {
+		return fmt.Errorf("%w: a frame after the last", errAnswer)
+	}
+	switch kind {
+	case frameProgress:
+		d := &decoder{b: body}
+		done, total := d.i64(), d.i64()
+		if err := d.end(); err != nil {
+			return err
+		}
+		if progress != nil && total > 0 && done >= 0 && done <= total {
+			progress(done, total)
+		}
+	case frameFound:
+		f, err := decodeFound(body)
+		if err != nil || len(a.found) >= maxAnswers {
+			return errAnswer
+		}
+		a.found = append(a.found, f)
+	case frameRefused, frameError:
+		r, err := decodeRefusal(body)
+		if err != nil || len(a.refused) >= maxAnswers || kind == frameError && a.err != nil {
+			return errAnswer
+		}
+		if kind == frameError {
+			a.err = &r
+		} else {
+			a.refused = append(a.refused, r)
+		}
+	case frameSeal:
+		if len(a.seal)+len(body) > slots.SealSize {
+			return errAnswer
+		}
+		a.seal = append(a.seal, body...)
+	case frameFacts:
+		v, err := decodeAttested(body)
+		if err != nil || a.attested != nil {
+			return errAnswer
+		}
+		a.attested = &v
+	case frameDone:
+		d := &decoder{b: body}
+		if len(body) > 0 {
+			a.manifest = d.hash()
+		}
+		a.done = true
+		return d.end()
+	default:
+		return fmt.Errorf("%w: frame %q", errAnswer, kind)
+	}
+	return nil
+}
+
+// run gives one job to a worker and waits for its answer.
+func (d *Device) run(ctx context.Context, role string, j *job, src Source, slot string, progress func(done, total int64)) (*answer, error) {
+	j.Trust = d.Trust
+	j.Trust.Floor = max(j.Trust.Floor, d.state.Floors.Time, d.Policy.Floors.Time)
+	j.Class, j.Room = d.Class, d.Room
+	a := &answer{}
+	err := d.Crew.Run(ctx, role, j.encode(), src, slot, func(kind byte, body []byte) error { return a.take(kind, body, progress) })
+	if err != nil {
+		return a, fmt.Errorf("%w: %w", errWorker, err)
+	}
+	if !a.done && a.err == nil {
+		return a, fmt.Errorf("%w: it ended without an answer", errWorker)
+	}
+	return a, nil
+}
+
+// scan looks for bundles on a source.
+func (d *Device) scan(ctx context.Context, src Source) ([]Found, []Refusal, error) {
+	a, err := d.run(ctx, RoleScan, &job{}, src, "", nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	if a.err != nil {
+		a.refused = append(a.refused, *a.err)
+	}
+	return a.found, a.refused, nil
+}
+
+// bundleJob runs check or install on a found bundle. A Refusal is the worker's own; any other error its bad end.
+func (d *Device) bundleJob(ctx context.Context, role string, src Source, f Found, slot string, progress func(done, total int64)) (*answer, error) {
+	a, err := d.run(ctx, role, &job{Offset: f.Offset, Size: f.Size, Path: f.Path, Manifest: f.Offer.Manifest}, src, slot, progress)
+	if err != nil {
+		return nil, err
+	}
+	if a.err != nil {
+		return nil, *a.err
+	}
+	if role == RoleInstall && a.manifest != f.Offer.Manifest {
+		return nil, fmt.Errorf("%w: it installed another bundle", errWorker)
+	}
+	return a, nil
+}
+
+// attest judges the seal on a slot, or the one that is given, and reads the slot whole where that is asked for. A
+// worker that ends badly over a slot makes it unreadable: PID 1 cannot vouch for it.
+func (d *Device) attest(ctx context.Context, slot string, whole bool, seal []byte) (attested, []byte) {
+	a, err := d.run(ctx, RoleAttest, &job{Whole: whole, Seal: seal}, Source{}, slot, nil)
+	switch {
+	case err != nil:
+		d.Say(fmt.Sprintf("slot %s cannot be judged: %v", d.Name(slot), err))
+		return attested{Seal: boot.Seal{Status: boot.SealUnreadable}}, nil
+	case a.attested == nil:
+		d.Say(fmt.Sprintf("slot %s cannot be judged: %s", d.Name(slot), a.err.Text))
+		return attested{Seal: boot.Seal{Status: boot.SealUnreadable}}, nil
+	case a.err != nil:
+		d.Say(fmt.Sprintf("slot %s: %s", d.Name(slot), a.err.Text))
+	}
+	return *a.attested, a.seal
+}

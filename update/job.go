@@ -1,0 +1,267 @@
+package update
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"lifeboat/boot"
+	"lifeboat/slots"
+)
+
+// Roles of workers. Each has a uid of its own in early boot.
+const (
+	RoleScan    = "scan"    // reads a stick and says which bundles lie on it
+	RoleCheck   = "check"   // reads every block of one bundle before a slot is touched
+	RoleInstall = "install" // writes one bundle's image and tree to one slot
+	RoleAttest  = "attest"  // reads a slot's seal and, when asked, the whole slot
+)
+
+// Trust is what workers judge by. It comes from the initramfs and the state record and is told to every worker anew.
+type Trust struct {
+	Keyring       []byte // PEM
+	Compatible    string
+	Purpose       string   // as verify.Rules.Purpose
+	Formats       []string // bundle formats that are taken
+	RequireSigned bool     // images without a signed root hash are refused
+	Floor         int64    // clock floor, seconds since 1970
+}
+
+// job is what one worker is to do: its input, encoded by PID 1, which the worker trusts.
+type job struct {
+	Trust Trust
+	Class string // image class that goes into the slots
+	Room  int64  // scan, check: size in bytes of the smallest slot
+
+	// Which bundle; scan uses none of it.
+	Offset, Size int64 // of the partition with the file system, in bytes on the source
+	Path         string
+	Manifest     boot.Hash
+
+	Whole bool   // attest: read the whole slot
+	Seal  []byte // attest: the seal that is to be judged instead of the one on the slot
+}
+
+// Frames of a worker's answer. All numbers little endian; a string is its length in one byte and its bytes.
+// docs/formats.md lists the bodies.
+const (
+	frameFound    = 'F' // scan: a bundle
+	frameRefused  = 'R' // scan: a file that is no acceptable bundle
+	frameProgress = 'P' // bytes done u64, bytes in all u64
+	frameSeal     = 'S' // the next part of a seal, zeros at its end left out
+	frameFacts    = 'A' // attest: what the seal says and whether it is right
+	frameError    = 'E' // the worker's refusal: code u8, text, hint
+	frameDone     = 'D' // the last frame of a worker that did what it was told; install: manifest hash
+)
+
+// maxAnswers is how many bundles and refusals one source may have.
+const maxAnswers = 16
+
+var errAnswer = errors.New("a worker's answer is malformed")
+
+type encoder struct{ b []byte }
+
+func (e *encoder) u8(v uint8)   { e.b = append(e.b, v) }
+func (e *encoder) u32(v uint32) { e.b = binary.LittleEndian.AppendUint32(e.b, v) }
+func (e *encoder) i64(v int64)  { e.b = binary.LittleEndian.AppendUint64(e.b, uint64(v)) }
+func (e *encoder) raw(v []byte) { e.b = append(e.b, v...) }
+func (e *encoder) flag(v bool) {
+	if v {
+		e.u8(1)
+	} else {
+		e.u8(0)
+	}
+}
+
+// str cuts what is longer than 255 bytes.
+func (e *encoder) str(v string) {
+	v = v[:min(len(v), 255)]
+	e.u8(uint8(len(v)))
+	e.b = append(e.b, v...)
+}
+func (e *encoder) blob(v []byte) { e.u32(uint32(len(v))); e.raw(v) }
+
+type decoder struct {
+	b   []byte
+	err error
+}
+
+func (d *decoder) raw(n int) []byte {
+	if n < 0 || len(d.b) < n {
+		d.err, d.b = errAnswer, nil
+		return make([]byte, min(max(n, 0), 64))
+	}
+	v := d.b[:n]
+	d.b = d.b[n:]
+	return v
+}
+func (d *decoder) u8() uint8      { return d.raw(1)[0] }
+func (d *decoder) u32() uint32    { return binary.LittleEndian.Uint32(d.raw(4)) }
+func (d *decoder) i64() int64     { return int64(binary.LittleEndian.Uint64(d.raw(8))) }
+func (d *decoder) flag() bool     { return d.u8() != 0 }
+func (d *decoder) str() string    { return string(d.raw(int(d.u8()))) }
+func (d *decoder) hash() [32]byte { return [32]byte(d.raw(32)) }
+func (d *decoder) blob() []byte {
+	n := d.u32()
+	if int64(n) > int64(len(d.b)) {
+		d.err = errAnswer
+		return nil
+	}
+	return d.raw(int(n))
+}
+
+// end reports whether all of it was understood and nothing is left.
+func (d *decoder) end() error {
+	if d.err == nil && len(d.b) > 0 {
+		d.err = errAnswer
+	}
+	return d.err
+}
+
+func (j *job) encode() []byte {
+	e := &encoder{}
+	e.blob(j.Trust.Keyring)
+	e.str(j.Trust.Compatible)
+	e.str(j.Trust.Purpose)
+	e.u8(uint8(len(j.Trust.Formats)))
+	for _, f := range j.Trust.Formats {
+		e.str(f)
+	}
+	e.flag(j.Trust.RequireSigned)
+	e.i64(j.Trust.Floor)
+	e.str(j.Class)
+	e.i64(j.Room)
+	e.i64(j.Offset)
+	e.i64(j.Size)
+	e.str(j.Path)
+	e.raw(j.Manifest[:])
+	e.flag(j.Whole)
+	e.blob(j.Seal)
+	return e.b
+}
+
+func decodeJob(b []byte) (*job, error) {
+	d := &decoder{b: b}
+	j := &job{}
+	j.Trust.Keyring = d.blob()
+	j.Trust.Compatible, j.Trust.Purpose = d.str(), d.str()
+	for range d.u8() {
+		j.Trust.Formats = append(j.Trust.Formats, d.str())
+	}
+	j.Trust.RequireSigned, j.Trust.Floor = d.flag(), d.i64()
+	j.Class, j.Room = d.str(), d.i64()
+	j.Offset, j.Size, j.Path, j.Manifest = d.i64(), d.i64(), d.str(), d.hash()
+	j.Whole, j.Seal = d.flag(), d.blob()
+	if err := d.end(); err != nil {
+		return nil, fmt.Errorf("decode job: %w", err)
+	}
+	return j, nil
+}
+
+// Found is a bundle that a scanner found and would install: container, signature, compatible and manifest are right,
+// its payload has not been read.
+type Found struct {
+	Offset, Size int64 // of the partition with the file system
+	Path         string
+	Offer        boot.Offer
+}
+
+func (f Found) encode() []byte {
+	e := &encoder{}
+	e.i64(f.Offset)
+	e.i64(f.Size)
+	e.str(f.Path)
+	e.raw(f.Offer.Manifest[:])
+	e.str(f.Offer.Version)
+	e.u32(f.Offer.Epoch)
+	return e.b
+}
+
+func decodeFound(b []byte) (f Found, err error) {
+	d := &decoder{b: b}
+	f.Offset, f.Size, f.Path = d.i64(), d.i64(), d.str()
+	f.Offer = boot.Offer{Manifest: d.hash(), Version: d.str(), Epoch: d.u32()}
+	if f.Offset < 0 || f.Size < 0 || !printable(f.Path) || !printable(f.Offer.Version) {
+		d.err = errAnswer
+	}
+	return f, d.end()
+}
+
+// Refusal is a file that was refused, with the code of reference/trust.md section 1.
+type Refusal struct {
+	Path string
+	Code int
+	Text string
+	Hint string
+}
+
+func (r Refusal) Error() string { return r.Text }
+
+func (r Refusal) encode() []byte {
+	e := &encoder{}
+	e.str(r.Path)
+	e.u8(uint8(r.Code))
+	e.str(r.Text)
+	e.str(r.Hint)
+	return e.b
+}
+
+func decodeRefusal(b []byte) (r Refusal, err error) {
+	d := &decoder{b: b}
+	r.Path, r.Code, r.Text, r.Hint = d.str(), int(d.u8()), d.str(), d.str()
+	if r.Code == 0 {
+		d.err = errAnswer
+	}
+	r.Path, r.Text, r.Hint = clean(r.Path), clean(r.Text), clean(r.Hint)
+	return r, d.end()
+}
+
+// attested is what an attester says.
+type attested struct {
+	Seal  boot.Seal
+	Facts slots.Facts
+}
+
+func (a attested) encode() []byte {
+	e := &encoder{}
+	e.u8(uint8(a.Seal.Status))
+	e.u8(uint8(a.Seal.Whole))
+	e.raw(a.Facts.Manifest[:])
+	e.str(a.Facts.Version)
+	e.u32(a.Facts.Epoch)
+	e.i64(a.Facts.Created)
+	e.i64(a.Facts.DataBlocks)
+	e.str(string(a.Facts.Salt))
+	e.raw(a.Facts.RootHash[:])
+	e.flag(a.Facts.Signed)
+	e.str(a.Facts.FS)
+	return e.b
+}
+
+func decodeAttested(b []byte) (a attested, err error) {
+	d := &decoder{b: b}
+	a.Seal.Status, a.Seal.Whole = boot.SealStatus(d.u8()), boot.Whole(d.u8())
+	f := &a.Facts
+	f.Manifest, f.Version, f.Epoch, f.Created = d.hash(), d.str(), d.u32(), d.i64()
+	f.DataBlocks, f.Salt, f.RootHash, f.Signed, f.FS = d.i64(), []byte(d.str()), d.hash(), d.flag(), d.str()
+	if a.Seal.Status == boot.SealUnknown || a.Seal.Status > boot.SealUnreadable || a.Seal.Whole > boot.WholeDamaged ||
+		f.DataBlocks < 0 || !printable(f.Version) || !printable(f.FS) {
+		d.err = errAnswer
+	}
+	s := &a.Seal
+	s.Manifest, s.Version, s.Epoch, s.Created, s.Local = boot.Hash(f.Manifest), f.Version, f.Epoch, f.Created, !f.Signed
+	return a, d.end()
+}
+
+func printable(s string) bool { return s == clean(s) }
+
+// clean makes a worker's words fit for a console: control characters become spaces.
+func clean(s string) string {
+	out := []rune(s)
+	for i, r := range out {
+		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 || r == 0xfffd || r == 0x2028 || r == 0x2029 || r >= 0x202a && r <= 0x202e {
+			out[i] = ' '
+		}
+	}
+	return string(out)
+}

@@ -1,0 +1,546 @@
+// Package update is the sequence of a boot, over interfaces: look at what lies outside, choose a bundle and a target,
+// install, attest, seal; then decide, commit, try. PID 1, the running system, the crash simulator and the power-cut
+// campaign all run this code; what it touches they put in.
+//
+// Every write that matters is one of the five flush points of an install or one commit of the boot state; a power cut
+// before any of them loses what was not yet done, and the next boot does it again.
+package update
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"lifeboat/boot"
+	"lifeboat/slots"
+	"lifeboat/status"
+)
+
+// Outside brings sources in.
+type Outside interface {
+	// Sources says what is plugged in. The first call loads what is needed to see it.
+	Sources(ctx context.Context) []Source
+	// Wait returns true when something was plugged in or out, false after d.
+	Wait(ctx context.Context, d time.Duration) bool
+}
+
+// Slots are the effects on slots that PID 1 has itself. Each returns only when it is durable.
+type Slots interface {
+	Wipe(slot string) error              // the old seal vouches for nothing any more
+	Sync(slot string) error              // what an installer wrote is on the medium, and no cache answers for it
+	Seal(slot string, seal []byte) error // opaque bytes
+	// Start opens and mounts the slot's system. Its error is a Fault when the slot is to blame.
+	Start(slot string, f slots.Facts) error
+}
+
+// Fault is an error of Slots.Start with what the slot is accused of.
+type Fault struct {
+	Reason status.Reason
+	Err    error
+}
+
+func (f *Fault) Error() string { return f.Err.Error() }
+func (f *Fault) Unwrap() error { return f.Err }
+
+// Device is one device as the sequence sees it.
+type Device struct {
+	Store   boot.Store
+	Policy  boot.Policy
+	Trust   Trust
+	Class   string // image class of the boot slots
+	Room    int64  // bytes of the smallest boot slot
+	Crew    Crew
+	Outside Outside // nil: nothing outside can be looked at
+	Slots   Slots
+
+	Name     func(slot string) string // "rootfs.0 (A)"
+	Bootname func(slot string) string // "A"
+	Say      func(line string)        // to console and kernel log
+	Progress func(done, total int64)  // of an install, bytes; may be nil
+	Screen   func(Rescue)             // shows the rescue screen; may be nil
+	Phase    func(name string)        // a phase of the boot has ended; may be nil
+
+	Prefer      string        // lifeboat.slot=
+	Rescue      bool          // lifeboat.rescue
+	RescueRetry time.Duration // first wait in rescue
+	Chance      uint64        // drawn at each boot
+
+	Report *status.Report // what happened is added to it
+
+	state    boot.State
+	facts    boot.Facts
+	geometry map[string]slots.Facts
+	readErr  error // why the record could not be loaded, nil when it was
+}
+
+// Rescue is what the rescue screen shows.
+type Rescue struct {
+	Reason  status.Reason
+	State   status.State
+	Sources []Source
+	Refused []status.Refused
+	Retry   time.Time // when a slot is tried again; zero: never, there is none
+}
+
+// Started is the system that was started: opened, mounted and noted in the record.
+type Started struct {
+	Slot  string
+	Trial bool
+	Facts slots.Facts
+	State boot.State
+}
+
+// Boot runs the whole sequence and returns when a slot has been started, or ctx has ended. end is how the last boot
+// ended as far as the hardware knows.
+func (d *Device) Boot(ctx context.Context, end status.Reason) (Started, error) {
+	d.facts = boot.Facts{Seals: map[string]boot.Seal{}, Failed: map[string]status.Reason{}, Prefer: d.Prefer, Rescue: d.Rescue, Chance: d.Chance}
+	d.geometry = map[string]slots.Facts{}
+	d.load(ctx)
+	var look bool
+	d.state, look = boot.Begin(d.state, end, d.Outside != nil && d.readErr == nil, d.Policy)
+	if d.Outside != nil && !look {
+		d.note("USB is skipped in this boot: it ended the last ones, or the state cannot be read")
+	}
+	d.phase("state")
+	if look && d.commit(d.state) {
+		d.phase("mark")
+		d.outside(ctx, false)
+	}
+	for ctx.Err() == nil {
+		if s, ok := d.try(ctx); ok {
+			return s, nil
+		}
+		d.wait(ctx)
+	}
+	return Started{}, ctx.Err()
+}
+
+func (d *Device) phase(name string) {
+	if d.Phase != nil {
+		d.Phase(name)
+	}
+}
+
+func (d *Device) note(line string) {
+	d.Say(line)
+	d.Report.Notes = append(d.Report.Notes, line)
+}
+
+// load reads the record; when both copies are lost it is rebuilt from the seals (rule 19).
+func (d *Device) load(ctx context.Context) {
+	s, _, err := d.Store.Load()
+	if err == nil {
+		d.state = s
+		return
+	}
+	d.note(fmt.Sprintf("the boot state is lost: %v reason=%s", err, status.StateLost))
+	if !errors.Is(err, boot.ErrLost) {
+		d.readErr = err
+		d.facts.ReadOnly, d.facts.Blind = true, true
+	}
+	d.look(ctx, d.Policy.Slots)
+	d.state = boot.Rebuild(d.facts.Seals, d.Policy)
+}
+
+// commit makes s durable and current; false when it cannot be written (rule 20).
+func (d *Device) commit(s boot.State) bool {
+	if d.facts.ReadOnly {
+		return false
+	}
+	next, err := d.Store.Commit(s)
+	if err != nil {
+		d.note(fmt.Sprintf("the boot state cannot be written: %v", err))
+		d.facts.ReadOnly = true
+		return false
+	}
+	d.state = next
+	return true
+}
+
+// look reads seals; whole reads slots whole.
+func (d *Device) look(ctx context.Context, names []string) {
+	for _, slot := range names {
+		d.learn(slot, first(d.attest(ctx, slot, false, nil)))
+	}
+}
+
+func (d *Device) whole(ctx context.Context, names []string) {
+	for _, slot := range names {
+		d.Say("reading slot " + d.Name(slot) + " whole")
+		a, _ := d.attest(ctx, slot, true, nil)
+		if a.Seal.Whole == boot.WholeUnread {
+			a.Seal.Whole = boot.WholeDamaged // could not be read to the end
+		}
+		d.learn(slot, a)
+	}
+}
+
+func (d *Device) learn(slot string, a attested) {
+	if old := d.facts.Seals[slot]; a.Seal.Whole == boot.WholeUnread && old.Manifest == a.Seal.Manifest {
+		a.Seal.Whole = old.Whole
+	}
+	d.facts.Seals[slot], d.geometry[slot] = a.Seal, a.Facts
+}
+
+func first(a attested, _ []byte) attested { return a }
+
+// settle brings the entries in line with the slots, reading what has to be read.
+func (d *Device) settle(ctx context.Context) {
+	for {
+		s, look, attest := boot.Absorb(d.state, d.facts, d.Policy)
+		switch {
+		case len(look) > 0:
+			d.look(ctx, look)
+		case len(attest) > 0:
+			d.whole(ctx, attest)
+		default:
+			d.state = s
+			return
+		}
+	}
+}
+
+// try decides, commits and starts until a slot runs; false when rescue is all that is left.
+func (d *Device) try(ctx context.Context) (Started, bool) {
+	for ctx.Err() == nil {
+		dec := boot.Decide(d.state, d.facts, d.Policy)
+		switch dec.Action {
+		case boot.Look:
+			d.look(ctx, dec.Slots)
+			continue
+		case boot.Attest:
+			d.whole(ctx, dec.Slots)
+			continue
+		}
+		if !d.commit(dec.State) {
+			if !d.facts.ReadOnly {
+				continue
+			}
+			again := boot.Decide(d.state, d.facts, d.Policy)
+			if again.Action == boot.Look || again.Action == boot.Attest {
+				continue
+			}
+			dec = again
+			d.state = dec.State
+		}
+		if dec.Action == boot.GoRescue {
+			d.Say(status.RescueLine(dec.Reason))
+			d.facts.Retry = false
+			return Started{}, false
+		}
+		d.phase("commit")
+		if f := dec.Fallback; f != nil {
+			d.Say(status.FallbackLine(d.Bootname(f.From), d.Bootname(f.To), f.Reason))
+			d.Report.Fallback = f.Reason.String()
+		}
+		retry := d.facts.Retry
+		d.facts.Retry = false
+		if s, ok := d.start(ctx, dec); ok {
+			return s, true
+		}
+		if retry {
+			return Started{}, false
+		}
+	}
+	return Started{}, false
+}
+
+// start checks the seal of the slot whose try was just counted, and starts it. A failure is a new fact.
+func (d *Device) start(ctx context.Context, dec boot.Decision) (Started, bool) {
+	slot, e := dec.Slot, d.state.Entry(dec.Slot)
+	if s := d.facts.Seals[slot]; s.Status != boot.SealValid {
+		d.look(ctx, []string{slot})
+	}
+	d.phase("seal")
+	seal := d.facts.Seals[slot]
+	if seal.Status != boot.SealValid || seal.Manifest != e.Manifest || !d.admits(seal) {
+		// What Absorb makes of it is the next decision's business, unless that could not tell the difference.
+		if seal.Status == boot.SealValid && seal.Manifest == e.Manifest {
+			d.facts.Failed[slot] = status.BelowFloor
+		}
+		return Started{}, false
+	}
+	d.Say(status.BootLine(d.state.Boot, d.Name(slot), e.Version, dec.Trial, int(e.Tries)))
+	if err := d.Slots.Start(slot, d.geometry[slot]); err != nil {
+		r := status.Unreadable
+		var f *Fault
+		if errors.As(err, &f) {
+			r = f.Reason
+		}
+		d.note(fmt.Sprintf("slot %s did not start: %v reason=%s", d.Name(slot), err, r))
+		d.facts.Failed[slot] = r
+		return Started{}, false
+	}
+	return Started{Slot: slot, Trial: dec.Trial, Facts: d.geometry[slot], State: d.state}, true
+}
+
+// admits checks the seal itself against the floors: the record's copy of version and epoch is not signed.
+func (d *Device) admits(s boot.Seal) bool {
+	return d.state.Admits(s, d.Policy)
+}
+
+// outside looks at everything that is plugged in and installs the best bundle that is taken.
+func (d *Device) outside(ctx context.Context, rescue bool) (installed bool) {
+	sources := d.Outside.Sources(ctx)
+	d.phase("sources")
+	defer d.phase("update")
+	return d.from(ctx, sources, rescue)
+}
+
+type offer struct {
+	src Source
+	Found
+}
+
+func (d *Device) from(ctx context.Context, sources []Source, rescue bool) bool {
+	offers := d.offers(ctx, sources, rescue)
+	if len(offers) == 0 {
+		return false
+	}
+	d.settle(ctx)
+	for len(offers) > 0 {
+		best := -1
+		for i, o := range offers {
+			v := boot.Judge(d.state, o.Offer, rescue, d.Policy)
+			switch {
+			case v.Take && (best < 0 || boot.Better(o.Offer, offers[best].Offer)):
+				best = i
+			case v.Take:
+			case v.Code != 0:
+				d.refuse(o.Path, v.Code, v.Why)
+			default:
+				d.Say(o.Path + ": nothing to do: " + v.Why)
+			}
+		}
+		if best < 0 {
+			return false
+		}
+		if d.install(ctx, offers[best], rescue) {
+			return true
+		}
+		// The next best of what is left; what was refused or is not taken has been said.
+		taken := offers[:0:0]
+		for i, o := range offers {
+			if i != best && boot.Judge(d.state, o.Offer, rescue, d.Policy).Take {
+				taken = append(taken, o)
+			}
+		}
+		offers = taken
+	}
+	return false
+}
+
+// offers scans the sources.
+func (d *Device) offers(ctx context.Context, sources []Source, rescue bool) []offer {
+	var out []offer
+	for _, src := range sources {
+		if !rescue && d.state.Guarded(src.ID) {
+			d.note(src.Name + " is left alone in this boot: it ended its reader too often")
+			continue
+		}
+		found, refused, err := d.scan(ctx, src)
+		if err != nil {
+			d.note(fmt.Sprintf("%s could not be looked at: %v", src.Name, err))
+			d.state = boot.Suspect(d.state, src.ID)
+			continue
+		}
+		d.state = boot.Clear(d.state, src.ID)
+		for _, r := range refused {
+			d.refuse(r.Path, r.Code, withHint(r))
+		}
+		for _, f := range found {
+			d.Say(status.FoundLine(f.Path, f.Offer.Version, src.Name))
+			out = append(out, offer{src, f})
+		}
+	}
+	return out
+}
+
+func withHint(r Refusal) string {
+	if r.Hint == "" {
+		return r.Text
+	}
+	return r.Text + " (" + r.Hint + ")"
+}
+
+func (d *Device) refuse(file string, code int, why string) {
+	d.Say(status.RefusedLine(code, file, why))
+	d.Report.Refused = append(d.Report.Refused, status.Refused{File: file, Code: code, Text: why})
+}
+
+// target chooses where a bundle goes, reading slots whole where the rules ask for it.
+func (d *Device) target(ctx context.Context, o boot.Offer) boot.TargetChoice {
+	for {
+		var unseen []string
+		for _, slot := range d.Policy.Slots {
+			if d.facts.Seals[slot].Status == boot.SealUnknown {
+				unseen = append(unseen, slot)
+			}
+		}
+		d.look(ctx, unseen)
+		d.settle(ctx)
+		t := boot.Target(d.state, d.facts, o, "", d.Policy)
+		if len(t.Attest) == 0 || ctx.Err() != nil {
+			return t
+		}
+		d.whole(ctx, t.Attest)
+	}
+}
+
+// install puts one bundle into a slot: five flush points (rule 7). It reports whether a slot is to be tried now.
+func (d *Device) install(ctx context.Context, o offer, rescue bool) bool {
+	t := d.target(ctx, o.Offer)
+	if t.Slot == "" {
+		d.refuse(o.Path, codePolicy, "no slot may be overwritten: the only one that ever said good is kept")
+		return false
+	}
+	if !t.Present {
+		// A bundle that is damaged must not cost the slot anything.
+		if _, err := d.bundleJob(ctx, RoleCheck, o.src, o.Found, "", nil); err != nil {
+			d.failed(o, err, false)
+			return false
+		}
+		if !d.commit(boot.Note(d.state, t.Slot, o.Offer, d.Policy)) {
+			return false
+		}
+		if !d.write(ctx, o, t.Slot) {
+			return false
+		}
+	}
+	if !d.commit(boot.Installed(d.state, t.Slot, d.facts.Seals[t.Slot], d.Policy)) {
+		return false
+	}
+	delete(d.facts.Failed, t.Slot)
+	d.Say(status.InstalledLine(o.Offer.Version, d.Name(t.Slot)))
+	d.Report.Installed = append(d.Report.Installed, status.Installed{
+		File: o.Path, Version: o.Offer.Version, Slot: t.Slot, Bootname: d.Bootname(t.Slot), ManifestHash: o.Offer.Manifest.String(),
+	})
+	return true
+}
+
+const (
+	codePolicy = 31
+	codeIO     = 40
+)
+
+// write does flush points 2 to 4: wipe, image and tree and attest, seal.
+func (d *Device) write(ctx context.Context, o offer, slot string) bool {
+	d.Say(status.InstallingLine(o.Offer.Version, d.Name(slot)))
+	d.facts.Seals[slot] = boot.Seal{Status: boot.SealMissing}
+	if err := d.Slots.Wipe(slot); err != nil {
+		d.failed(o, Refusal{Path: o.Path, Code: codeIO, Text: err.Error()}, true)
+		return false
+	}
+	a, err := d.bundleJob(ctx, RoleInstall, o.src, o.Found, slot, d.Progress)
+	if err == nil {
+		err = d.Slots.Sync(slot)
+	}
+	if err != nil {
+		d.failed(o, err, true)
+		return false
+	}
+	att, seal := d.attest(ctx, slot, true, a.seal)
+	switch {
+	case att.Seal.Status != boot.SealValid || att.Seal.Whole != boot.WholeRight:
+		err = Refusal{Path: o.Path, Code: codeIO, Text: "what was read back from the slot is not what was written"}
+	case att.Seal.Manifest != o.Offer.Manifest:
+		err = fmt.Errorf("%w: the attester saw another bundle", errWorker)
+	default:
+		err = d.Slots.Seal(slot, seal)
+	}
+	if err != nil {
+		d.failed(o, err, true)
+		return false
+	}
+	d.learn(slot, att)
+	return true
+}
+
+// failed takes an install back (rule 10). An error that is not the worker's own refusal counts against the bundle.
+func (d *Device) failed(o offer, err error, wiped bool) {
+	code := codeIO
+	var r Refusal
+	text := err.Error()
+	if errors.As(err, &r) {
+		code, text = r.Code, withHint(r)
+	}
+	d.refuse(o.Path, code, text)
+	s := boot.Refuse(d.state, o.Offer, wiped, errors.Is(err, errWorker), code, d.Policy)
+	if wiped || errors.Is(err, errWorker) {
+		d.commit(s)
+	} else {
+		d.state = s // becomes durable with the boot's own record
+	}
+}
+
+// maxWait bounds the wait in rescue.
+const maxWait = time.Hour
+
+// wait is rescue: it looks for a stick until one was installed, or until it is a slot's turn (rule 18).
+func (d *Device) wait(ctx context.Context) {
+	d.look(ctx, d.Policy.Slots)
+	until := time.Now().Add(min(d.RescueRetry<<min(d.state.Rescue.Waits, 8), maxWait))
+	if d.Outside != nil && !d.state.Rescue.Stick {
+		if d.sticks(ctx, until) {
+			d.facts.Rescue, d.facts.Failed = false, map[string]status.Reason{}
+			return
+		}
+	} else {
+		// The last stick ended the boot: this turn is a slot's alone.
+		d.screen(nil, until)
+		sleep(ctx, time.Until(until))
+		d.state.Rescue.Stick = false
+	}
+	d.facts.Retry = !d.facts.Rescue
+	d.facts.Rescue, d.facts.Failed = false, map[string]status.Reason{}
+}
+
+// sticks looks at what is plugged in, and at every change of it, until the time has come. It reports whether a bundle
+// was installed. The record says that a stick is looked at before it is.
+func (d *Device) sticks(ctx context.Context, until time.Time) bool {
+	var seen []Source
+	for changed := true; ctx.Err() == nil && time.Now().Before(until); changed = d.Outside.Wait(ctx, time.Until(until)) {
+		if !changed {
+			continue
+		}
+		s := d.state.Clone()
+		s.Mark, s.Rescue.Stick = boot.MarkRescue, true
+		d.commit(s)
+		sources := d.Outside.Sources(ctx)
+		d.screen(sources, until)
+		if slices.Equal(sources, seen) {
+			d.clear()
+			continue
+		}
+		seen = sources
+		d.Report.Refused = nil
+		if d.from(ctx, sources, true) {
+			return true
+		}
+		d.clear()
+		d.screen(sources, until)
+	}
+	return false
+}
+
+// clear takes the mark back: the stick was looked at and the device lives.
+func (d *Device) clear() {
+	s := d.state.Clone()
+	s.Mark, s.Rescue.Stick = boot.MarkNone, false
+	d.commit(s)
+}
+
+func sleep(ctx context.Context, t time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(max(t, 0)):
+	}
+}
+
+func (d *Device) screen(sources []Source, until time.Time) {
+	if d.Screen != nil {
+		d.Screen(Rescue{Reason: status.NoSlot, State: d.state.Status(d.Policy, d.Bootname), Sources: sources, Refused: d.Report.Refused, Retry: until})
+	}
+}

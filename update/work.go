@@ -1,0 +1,359 @@
+package update
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"strings"
+	"sync"
+	"time"
+
+	"lifeboat/boot"
+	"lifeboat/bundle"
+	"lifeboat/disk"
+	"lifeboat/fat"
+	"lifeboat/slots"
+	"lifeboat/verify"
+)
+
+// Media is what a worker may touch.
+type Media struct {
+	Source     io.ReaderAt // scan, check, install: the stick
+	SourceSize int64       // bytes
+	Slot       disk.Device // install: the target, read-write
+	SlotReader io.ReaderAt // attest: the slot, past every cache
+	SlotSize   int64       // attest: bytes
+}
+
+// Work does one worker's job and sends its answer. It runs in a confined process in early boot and in this one in
+// tests; it reads outside bytes and holds nothing that is worth having. The returned error is for a worker that could
+// not do its job at all; what it thinks of the bytes it read is part of the answer.
+func Work(ctx context.Context, role string, input []byte, m Media, send func(kind byte, body []byte) error) error {
+	j, err := decodeJob(input)
+	if err != nil {
+		return err
+	}
+	w := &worker{job: j, media: m, send: send}
+	if m.Source != nil {
+		w.media.Source = &beat{r: m.Source, w: w}
+	}
+	switch role {
+	case RoleScan:
+		err = w.scan(ctx)
+	case RoleCheck:
+		err = w.check(ctx)
+	case RoleInstall:
+		err = w.install(ctx)
+	case RoleAttest:
+		err = w.attest(ctx)
+	default:
+		return fmt.Errorf("unknown role %q", role)
+	}
+	if err != nil {
+		return send(frameError, Refusal{Path: j.Path, Code: int(verify.CodeOf(err)), Text: err.Error(), Hint: verify.HintOf(err)}.encode())
+	}
+	return nil
+}
+
+type worker struct {
+	job   *job
+	media Media
+	send  func(kind byte, body []byte) error
+
+	mu          sync.Mutex
+	last        time.Time // when progress was sent
+	done, total int64
+}
+
+// beat says that the worker lives while it reads a slow source.
+type beat struct {
+	r io.ReaderAt
+	w *worker
+}
+
+func (b *beat) ReadAt(p []byte, off int64) (int, error) {
+	n, err := b.r.ReadAt(p, off)
+	if err == nil {
+		b.w.alive()
+	}
+	return n, err
+}
+
+// progress tells PID 1 how far the work is.
+func (w *worker) progress(done, total int64) {
+	w.mu.Lock()
+	w.done, w.total = done, total
+	w.mu.Unlock()
+	w.alive()
+}
+
+// alive sends the progress, ten times a second at most.
+func (w *worker) alive() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if now := time.Now(); now.Sub(w.last) >= 100*time.Millisecond {
+		w.last = now
+		e := &encoder{}
+		e.i64(w.done)
+		e.i64(w.total)
+		w.send(frameProgress, e.b) // a broken pipe ends the worker at its next answer
+	}
+}
+
+func (w *worker) keyring() (*verify.Keyring, error) { return verify.ParseKeyring(w.job.Trust.Keyring) }
+
+func (w *worker) options() (bundle.Options, error) {
+	k, err := w.keyring()
+	if err != nil {
+		return bundle.Options{}, err
+	}
+	t := w.job.Trust
+	return bundle.Options{
+		Rules:   verify.Rules{Keyring: k, Purpose: t.Purpose, Now: time.Unix(t.Floor, 0)},
+		Formats: t.Formats, Compatible: t.Compatible, RequireSignedVerity: t.RequireSigned,
+	}, nil
+}
+
+// maxBundles is how many bundles of one source are looked at (reference/trust.md section 3).
+const maxBundles = 8
+
+// Folders in which bundles are looked for.
+var folders = []string{"/", "/updates"}
+
+// scan walks every partition of the source and answers with each bundle, acceptable or not.
+func (w *worker) scan(ctx context.Context) error {
+	parts, err := disk.Partitions(w.media.Source, w.media.SourceSize)
+	if err != nil {
+		return verify.Refuse(verify.IO, "read the partition table: %w", err)
+	}
+	if len(parts) == 0 {
+		parts = []disk.Partition{{Size: w.media.SourceSize}}
+	}
+	o, err := w.options()
+	if err != nil {
+		return err
+	}
+	left := maxBundles
+	for _, p := range parts {
+		fs, err := fat.Open(io.NewSectionReader(w.media.Source, p.Start, p.Size), p.Size)
+		if err != nil {
+			continue // another kind of file system: not ours to judge
+		}
+		for _, dir := range folders {
+			entries, err := fs.ReadDir(dir)
+			if err != nil {
+				if dir == "/" {
+					w.send(frameRefused, Refusal{Path: dir, Code: int(verify.IO), Text: err.Error()}.encode())
+				}
+				continue
+			}
+			for _, e := range entries {
+				if e.Dir || !isBundle(e.Name) {
+					continue
+				}
+				if left--; left < 0 {
+					return w.send(frameRefused, Refusal{Path: path.Join(dir, e.Name), Code: int(verify.Policy), Text: fmt.Sprintf("more than %d bundles on one stick", maxBundles)}.encode())
+				}
+				name := path.Join(dir, e.Name)
+				f := Found{Offset: p.Start, Size: p.Size, Path: name}
+				kind, body := byte(frameFound), []byte(nil)
+				if b, err := w.openIn(ctx, fs, name, o); err != nil {
+					kind = frameRefused
+					body = Refusal{Path: name, Code: int(verify.CodeOf(err)), Text: err.Error(), Hint: verify.HintOf(err)}.encode()
+				} else {
+					f.Offer = boot.Offer{Manifest: b.Manifest.Hash(), Version: b.Manifest.Version, Epoch: b.Manifest.Epoch}
+					body = f.encode()
+				}
+				if err := w.send(kind, body); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return w.send(frameDone, nil)
+}
+
+// isBundle leaves out the AppleDouble files that macOS puts beside every file on a stick.
+func isBundle(name string) bool {
+	return strings.EqualFold(path.Ext(name), ".raucb") && !strings.HasPrefix(name, "._")
+}
+
+// openIn opens a bundle and refuses what could not be installed anyway, before anything is touched.
+func (w *worker) openIn(ctx context.Context, fs *fat.FS, name string, o bundle.Options) (*bundle.Bundle, error) {
+	f, err := fs.Open(name)
+	if err != nil {
+		return nil, verify.Refuse(verify.IO, "open %s: %w", name, err)
+	}
+	b, err := bundle.Open(ctx, f, f.Size(), o)
+	if err != nil {
+		return nil, err
+	}
+	_, err = w.image(b)
+	return b, err
+}
+
+// image returns the index of the image that goes into our slots.
+func (w *worker) image(b *bundle.Bundle) (int, error) {
+	i, err := b.Manifest.Find(w.job.Class)
+	if err != nil {
+		return 0, err
+	}
+	if len(b.Manifest.Images) > 1 {
+		return 0, verify.Refuse(verify.Policy, "it has %d images, one for %s is what this device takes", len(b.Manifest.Images), w.job.Class)
+	}
+	img := &b.Manifest.Images[i]
+	if err := img.Installable(); err != nil {
+		return 0, err
+	}
+	if need := slots.Need(img.Size); w.job.Room > 0 && need > w.job.Room {
+		return 0, verify.Refuse(verify.Policy, "image, hash tree and seal need %d bytes, the slot has %d", need, w.job.Room)
+	}
+	return i, nil
+}
+
+// open opens the bundle that the job names and makes sure that it is still the one that was chosen.
+func (w *worker) open(ctx context.Context) (*bundle.Bundle, int, error) {
+	o, err := w.options()
+	if err != nil {
+		return nil, 0, err
+	}
+	fs, err := fat.Open(io.NewSectionReader(w.media.Source, w.job.Offset, w.job.Size), w.job.Size)
+	if err != nil {
+		return nil, 0, verify.Refuse(verify.IO, "open the file system on the stick: %w", err)
+	}
+	b, err := w.openIn(ctx, fs, w.job.Path, o)
+	if err != nil {
+		return nil, 0, err
+	}
+	if boot.Hash(b.Manifest.Hash()) != w.job.Manifest {
+		return nil, 0, verify.Refuse(verify.PayloadHash, "the bundle is not the one that was chosen: the stick changed its content")
+	}
+	i, err := w.image(b)
+	return b, i, err
+}
+
+// check reads every block of the payload against the signed root, so that a bundle that is damaged costs the slot
+// nothing.
+func (w *worker) check(ctx context.Context) error {
+	b, _, err := w.open(ctx)
+	if err != nil {
+		return err
+	}
+	if err := b.CheckPayload(ctx, w.progress); err != nil {
+		return err
+	}
+	return w.send(frameDone, nil)
+}
+
+func (w *worker) install(ctx context.Context) error {
+	b, i, err := w.open(ctx)
+	if err != nil {
+		return err
+	}
+	seal, err := slots.Install(ctx, w.media.Slot, b, i, w.progress)
+	if err != nil {
+		return err
+	}
+	raw, err := seal.Encode()
+	if err != nil {
+		return err
+	}
+	if err := w.sendSeal(raw); err != nil {
+		return err
+	}
+	m := b.Manifest.Hash()
+	return w.send(frameDone, m[:])
+}
+
+// sendSeal sends a seal in parts, without the zeros at its end.
+func (w *worker) sendSeal(raw []byte) error {
+	n := len(raw)
+	for n > 0 && raw[n-1] == 0 {
+		n--
+	}
+	for part := range chunks(raw[:n]) {
+		if err := w.send(frameSeal, part); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// chunks yields b in parts that fit a frame.
+func chunks(b []byte) func(yield func([]byte) bool) {
+	const most = 4000
+	return func(yield func([]byte) bool) {
+		for len(b) > 0 {
+			n := min(most, len(b))
+			if !yield(b[:n]) {
+				return
+			}
+			b = b[n:]
+		}
+	}
+}
+
+// attest judges the seal it was given, or the one on the slot, and the whole slot where that is asked for.
+func (w *worker) attest(ctx context.Context) error {
+	k, err := w.keyring()
+	if err != nil {
+		return err
+	}
+	var a attested
+	rules := verify.Rules{Keyring: k, Purpose: w.job.Trust.Purpose, Now: time.Unix(w.job.Trust.Floor, 0), AtBoot: true}
+	seal, err := w.seal()
+	switch {
+	case errors.Is(err, slots.ErrMissing):
+		a.Seal.Status = boot.SealMissing
+	case errors.Is(err, slots.ErrFalse):
+		a.Seal.Status = boot.SealFalse
+	case err != nil:
+		a.Seal.Status = boot.SealUnreadable
+	default:
+		if a.Facts, err = seal.Verify(rules, w.job.Trust.Compatible); err != nil {
+			a.Seal.Status = boot.SealFalse
+			break
+		}
+		if w.job.Trust.RequireSigned && !a.Facts.Signed {
+			err = verify.Refuse(verify.Policy, "the seal's root hash is not signed")
+			a.Seal.Status = boot.SealFalse
+			break
+		}
+		a.Seal.Status = boot.SealValid
+		if !w.job.Whole {
+			break
+		}
+		a.Seal.Whole = boot.WholeRight
+		if _, err = slots.Attest(ctx, w.media.SlotReader, w.media.SlotSize, seal, rules, w.job.Trust.Compatible, w.progress); err != nil {
+			a.Seal.Whole = boot.WholeDamaged
+			break
+		}
+		raw, err := seal.Encode()
+		if err != nil {
+			return err
+		}
+		if err := w.sendSeal(raw); err != nil {
+			return err
+		}
+	}
+	if err != nil {
+		if e := w.send(frameError, Refusal{Code: int(verify.CodeOf(err)), Text: err.Error(), Hint: verify.HintOf(err)}.encode()); e != nil {
+			return e
+		}
+	}
+	if err := w.send(frameFacts, a.encode()); err != nil {
+		return err
+	}
+	return w.send(frameDone, nil)
+}
+
+func (w *worker) seal() (*slots.Seal, error) {
+	if len(w.job.Seal) > 0 {
+		raw := make([]byte, slots.SealSize)
+		copy(raw, w.job.Seal)
+		return slots.ParseSeal(raw)
+	}
+	return slots.ReadSeal(w.media.SlotReader, w.media.SlotSize)
+}
