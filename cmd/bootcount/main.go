@@ -1,0 +1,234 @@
+// Command bootcount is the running system's side of lifeboat: it says that the system is well, gives a slot up, wishes
+// for another one, and shows what early boot did.
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"text/tabwriter"
+
+	"golang.org/x/sys/unix"
+
+	"lifeboat/boot"
+	"lifeboat/boot/raw"
+	"lifeboat/config"
+	"lifeboat/disk"
+	"lifeboat/status"
+)
+
+const usage = `usage: bootcount status [--json]     what early boot did, and the boot state now
+       bootcount good                this system is well: its count is cleared
+       bootcount bad [--force] [SLOT]  give a slot up; default is the running one
+       bootcount next SLOT           boot that slot once, at the next boot
+       bootcount deadline            this system did not say good in time (used by lifeboat-trial.timer)
+A slot is named rootfs.0 or by its bootname. Exit status: 0 ok, 1 failure, 2 usage.
+`
+
+var errUsage = errors.New("usage")
+
+func main() {
+	err := run(os.Args[1:], status.Dir, os.Stdout)
+	switch {
+	case errors.Is(err, errUsage):
+		fmt.Fprint(os.Stderr, usage)
+		os.Exit(2)
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "bootcount:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string, dir string, out io.Writer) error {
+	if len(args) == 0 {
+		return errUsage
+	}
+	flags := flag.NewFlagSet(args[0], flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	asJSON := flags.Bool("json", false, "")
+	force := flags.Bool("force", false, "")
+	if err := flags.Parse(args[1:]); err != nil {
+		return errUsage
+	}
+	rest := flags.Args()
+	most := map[string]int{"status": 0, "good": 0, "bad": 1, "next": 1, "deadline": 0}
+	n, known := most[args[0]]
+	if !known || len(rest) > n || args[0] == "next" && len(rest) == 0 || *asJSON && args[0] != "status" || *force && args[0] != "bad" {
+		return errUsage
+	}
+	s, err := open(dir)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	if args[0] == "status" {
+		return s.show(out, *asJSON)
+	}
+	slot := s.report.Booted.Slot
+	if len(rest) > 0 {
+		c, ok := s.cfg.SlotByName(rest[0])
+		if !ok || !slices.Contains(s.policy.Slots, c.Name) {
+			return fmt.Errorf("%w: there is no boot slot %q", errUsage, rest[0])
+		}
+		slot = c.Name
+	}
+	return s.change(out, args[0], slot, *force)
+}
+
+// session is the boot state as the running system sees it, locked against other writers.
+type session struct {
+	report status.Report
+	cfg    *config.Config
+	policy boot.Policy
+	dev    *disk.File
+	store  *raw.Store
+	state  boot.State
+}
+
+func open(dir string) (*session, error) {
+	s := &session{}
+	b, err := os.ReadFile(filepath.Join(dir, "boot.json"))
+	if err != nil {
+		return nil, fmt.Errorf("this system was not started by lifeboat: %w", err)
+	}
+	if err := json.Unmarshal(b, &s.report); err != nil {
+		return nil, fmt.Errorf("read boot.json: %w", err)
+	}
+	if b, err = os.ReadFile(filepath.Join(dir, "system.conf")); err != nil {
+		return nil, err
+	}
+	if s.cfg, err = config.Parse(b); err != nil {
+		return nil, fmt.Errorf("system.conf: %w", err)
+	}
+	f := s.report.State.Floors
+	s.policy = boot.Policy{
+		Attempts: uint8(s.cfg.BootAttempts), ConfirmedAttempts: uint8(s.cfg.ConfirmedAttempts), Secure: s.cfg.Fallback == "secure",
+		Floors: boot.Floors{Time: f.Time},
+	}
+	for _, c := range s.cfg.BootSlots() {
+		s.policy.Slots = append(s.policy.Slots, c.Name)
+	}
+	if s.report.StateDev == "" {
+		return s, nil
+	}
+	if s.dev, err = disk.Open(s.report.StateDev, true); err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(s.dev.File().Fd()), unix.LOCK_EX); err != nil {
+		return nil, fmt.Errorf("lock %s: %w", s.report.StateDev, err)
+	}
+	if s.store, err = raw.New(s.dev); err != nil {
+		return nil, err
+	}
+	if s.state, _, err = s.store.Load(); err != nil {
+		return nil, fmt.Errorf("read the boot state on %s: %w", s.report.StateDev, err)
+	}
+	return s, nil
+}
+
+func (s *session) close() {
+	if s.dev != nil {
+		s.dev.Close()
+	}
+}
+
+func (s *session) bootname(slot string) string {
+	c, _ := s.cfg.SlotByName(slot)
+	return c.Bootname
+}
+
+func (s *session) name(slot string) string { return status.SlotName(slot, s.bootname(slot)) }
+
+// change makes one record.
+func (s *session) change(out io.Writer, what, slot string, force bool) error {
+	if s.store == nil {
+		return errors.New("this device has no state partition that could be written")
+	}
+	if s.report.State.Format < boot.Format {
+		return fmt.Errorf("/init reads state records of format %d, this program writes %d: update the initramfs first", s.report.State.Format, boot.Format)
+	}
+	var next boot.State
+	var err error
+	done := ""
+	switch what {
+	case "good":
+		next, err = boot.Good(s.state, slot, s.policy)
+		done = s.name(slot) + " is good"
+	case "bad":
+		next, err = boot.Bad(s.state, slot, force, s.policy)
+		if errors.Is(err, boot.ErrOnlyGood) {
+			err = fmt.Errorf("%s: %w; --force gives it up all the same", s.name(slot), err)
+		}
+		done = s.name(slot) + " is given up"
+	case "next":
+		next, err = boot.Next(s.state, slot, s.policy)
+		done = s.name(slot) + " is booted once, next time"
+	case "deadline":
+		if e := s.state.Entry(slot); e.Good || s.state.Last.Slot != slot || !s.state.Last.Trial {
+			fmt.Fprintln(out, s.name(slot)+" is not on trial")
+			return nil
+		}
+		next, err = boot.Deadline(s.state, slot, s.policy)
+		done = "the trial of " + s.name(slot) + " is over; reboot now"
+	}
+	if err != nil {
+		return err
+	}
+	if _, err = s.store.Commit(next); err != nil {
+		return err
+	}
+	fmt.Fprintln(out, done)
+	return nil
+}
+
+// show prints boot.json with the state as it is now.
+func (s *session) show(out io.Writer, asJSON bool) error {
+	if s.store != nil {
+		s.report.State = s.state.Status(s.policy, s.bootname)
+	}
+	if asJSON {
+		e := json.NewEncoder(out)
+		e.SetIndent("", "  ")
+		return e.Encode(s.report)
+	}
+	r := &s.report
+	how := "confirmed"
+	if r.Booted.Trial {
+		how = fmt.Sprintf("on trial, tries left %d", r.Booted.TriesLeft)
+	}
+	fmt.Fprintf(out, "Booted   %s version %s, %s, authentic %s\n", status.SlotName(r.Booted.Slot, r.Booted.Bootname), r.Booted.Version, how, r.Booted.Authenticity)
+	if r.Fallback != "" {
+		fmt.Fprintf(out, "Fallback %s\n", r.Fallback)
+	}
+	fmt.Fprintf(out, "Floors   version %q epoch %d\n\n", r.State.Floors.Version, r.State.Floors.Epoch)
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "SLOT\tVERSION\tEPOCH\tTRIES\tGOOD\tREASON\tMANIFEST")
+	for _, e := range r.State.Slots {
+		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%t\t%s\t%.16s\n", status.SlotName(e.Slot, e.Bootname), e.Version, e.Epoch, e.Tries, e.Good, e.Reason, e.ManifestHash)
+	}
+	w.Flush()
+	for _, i := range r.Installed {
+		fmt.Fprintf(out, "\nInstalled %s version %s to %s", i.File, i.Version, status.SlotName(i.Slot, i.Bootname))
+	}
+	for _, f := range r.Refused {
+		fmt.Fprintf(out, "\nRefused %s code %02d: %s", f.File, f.Code, f.Text)
+	}
+	for _, n := range r.Notes {
+		fmt.Fprintf(out, "\nNote: %s", n)
+	}
+	fmt.Fprintf(out, "\nBoot %d, last events:\n", r.State.Boot)
+	w = tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	for _, e := range r.State.Events[max(0, len(r.State.Events)-10):] {
+		code := ""
+		if e.Code != 0 {
+			code = fmt.Sprintf("code %02d", e.Code)
+		}
+		fmt.Fprintf(w, "  %d\t%s\t%s\t%s\t%s\t%s\n", e.Boot, e.Event, e.Slot, e.Reason, code, e.Manifest)
+	}
+	return w.Flush()
+}
