@@ -9,9 +9,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"text/tabwriter"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -23,10 +25,11 @@ import (
 )
 
 const usage = `usage: bootcount status [--json]     what early boot did, and the boot state now
-       bootcount good                this system is well: its count is cleared
+       bootcount good                  this system is well: its count is cleared
        bootcount bad [--force] [SLOT]  give a slot up; default is the running one
-       bootcount next SLOT           boot that slot once, at the next boot
-       bootcount deadline            this system did not say good in time (used by lifeboat-trial.timer)
+       bootcount next SLOT             boot that slot once, at the next boot
+       bootcount deadline [--reboot]   ends the trial of a system that did not say good in [fallback] trial-deadline=
+                                       (lifeboat-trial.timer asks every few seconds)
 A slot is named rootfs.0 or by its bootname. Exit status: 0 ok, 1 failure, 2 usage.
 `
 
@@ -52,13 +55,14 @@ func run(args []string, dir string, out io.Writer) error {
 	flags.SetOutput(io.Discard)
 	asJSON := flags.Bool("json", false, "")
 	force := flags.Bool("force", false, "")
+	reboot := flags.Bool("reboot", false, "")
 	if err := flags.Parse(args[1:]); err != nil {
 		return errUsage
 	}
 	rest := flags.Args()
 	most := map[string]int{"status": 0, "good": 0, "bad": 1, "next": 1, "deadline": 0}
 	n, known := most[args[0]]
-	if !known || len(rest) > n || args[0] == "next" && len(rest) == 0 || *asJSON && args[0] != "status" || *force && args[0] != "bad" {
+	if !known || len(rest) > n || args[0] == "next" && len(rest) == 0 || *asJSON && args[0] != "status" || *force && args[0] != "bad" || *reboot && args[0] != "deadline" {
 		return errUsage
 	}
 	s, err := open(dir)
@@ -76,6 +80,9 @@ func run(args []string, dir string, out io.Writer) error {
 			return fmt.Errorf("%w: there is no boot slot %q", errUsage, rest[0])
 		}
 		slot = c.Name
+	}
+	if args[0] == "deadline" {
+		return s.deadline(out, *reboot)
 	}
 	return s.change(out, args[0], slot, *force)
 }
@@ -169,12 +176,8 @@ func (s *session) change(out io.Writer, what, slot string, force bool) error {
 		next, err = boot.Next(s.state, slot, s.policy)
 		done = s.name(slot) + " is booted once, next time"
 	case "deadline":
-		if e := s.state.Entry(slot); e.Good || s.state.Last.Slot != slot || !s.state.Last.Trial {
-			fmt.Fprintln(out, s.name(slot)+" is not on trial")
-			return nil
-		}
 		next, err = boot.Deadline(s.state, slot, s.policy)
-		done = "the trial of " + s.name(slot) + " is over; reboot now"
+		done = "the trial of " + s.name(slot) + " is over"
 	}
 	if err != nil {
 		return err
@@ -184,6 +187,43 @@ func (s *session) change(out io.Writer, what, slot string, force bool) error {
 	}
 	fmt.Fprintln(out, done)
 	return nil
+}
+
+// deadline ends a trial whose time is up, so that the next boot counts it as evidence against this system.
+func (s *session) deadline(out io.Writer, restart bool) error {
+	slot := s.report.Booted.Slot
+	left := s.cfg.TrialDeadline - uptime()
+	switch e := s.state.Entry(slot); {
+	case e.Good || s.state.Last.Slot != slot || !s.state.Last.Trial:
+		fmt.Fprintln(out, s.name(slot)+" is not on trial")
+		return nil
+	case left > 0:
+		fmt.Fprintf(out, "the trial of %s ends in %s\n", s.name(slot), left.Round(time.Second))
+		return nil
+	}
+	if err := s.change(out, "deadline", slot, false); err != nil || !restart {
+		return err
+	}
+	s.close()
+	return reboot()
+}
+
+func uptime() time.Duration {
+	var ts unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts)
+	return time.Duration(ts.Nano())
+}
+
+// orderly is how long an orderly reboot may take.
+const orderly = time.Minute
+
+// reboot asks the system's manager, and does it itself when that takes too long: a system whose trial failed may not
+// be able to shut down.
+func reboot() error {
+	_ = exec.Command("reboot").Run()
+	time.Sleep(orderly)
+	unix.Sync()
+	return unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 }
 
 // show prints boot.json with the state as it is now.
