@@ -8,7 +8,6 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -118,11 +117,8 @@ func setOf(tag byte, parts [][]byte) []byte {
 
 // serialOf returns the serial number exactly as it stands in a certificate.
 func serialOf(c *x509.Certificate) []byte {
-	tbs, err := only(c.RawTBSCertificate, tagSequence)
-	if err != nil {
-		panic(errors.New("a parsed certificate is DER"))
-	}
-	in := cursor{rest: tbs.body}
+	outer := cursor{rest: c.RawTBSCertificate}
+	in := cursor{rest: outer.take(tagSequence).body}
 	if in.peek(tagContext0) {
 		in.any()
 	}
