@@ -1,12 +1,10 @@
-package confine_test
+package confine
 
 import (
 	"context"
 	"os"
 	"testing"
 	"time"
-
-	"lifeboat/confine"
 )
 
 // BenchmarkRun measures a worker that answers at once: from Run to the first
@@ -18,7 +16,7 @@ func BenchmarkRun(b *testing.B) {
 	var first time.Duration
 	for b.Loop() {
 		begin := time.Now()
-		_, err := confine.Run(context.Background(), confine.Spec{Role: "echo", UID: 65501, Input: []byte("x"), Deadline: 10 * time.Second},
+		_, err := Run(context.Background(), Spec{Role: "echo", UID: 65501, Input: []byte("x"), Deadline: 10 * time.Second},
 			func(byte, []byte) error { first += time.Since(begin); return nil })
 		if err != nil {
 			b.Fatal(err)

@@ -124,8 +124,8 @@ func (l limits) apply() error {
 		return fmt.Errorf("close descriptors: %w", err)
 	}
 	// First choice of the kernel's OOM killer; as long as there is a /proc.
-	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("1000"), 0); err != nil && !l.weak {
-		return err
+	if err := offerToOOM(); err != nil && !l.weak {
+		return fmt.Errorf("write oom_score_adj: %w", err)
 	}
 	for _, r := range l.rlimits() {
 		if err := unix.Prlimit(0, r.resource, &unix.Rlimit{Cur: r.max, Max: r.max}, nil); err != nil {
@@ -246,6 +246,17 @@ func everyThread(nr, a, b uintptr) error {
 		return errno
 	}
 	return nil
+}
+
+// offerToOOM avoids os.File, which would start the runtime's poller.
+func offerToOOM() error {
+	fd, err := unix.Open("/proc/self/oom_score_adj", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	_, err = unix.Write(fd, []byte("1000"))
+	return err
 }
 
 // closeFrom closes all descriptors from fd on.

@@ -9,7 +9,7 @@ import (
 // reason reads what a worker says on standard error and keeps what explains
 // its end, at most maxReason bytes of printable ASCII with " / " between lines:
 // from a Go panic or fatal error on the first lines, else the last ones. It
-// stops reading after maxStderr bytes; the worker dies of SIGPIPE then.
+// stops reading after maxStderr bytes.
 func reason(r io.Reader) string {
 	in := bufio.NewReaderSize(io.LimitReader(r, maxStderr), 512)
 	var kept []byte
@@ -39,8 +39,15 @@ func reason(r io.Reader) string {
 	}
 }
 
+// crash recognises the first line of what the Go runtime writes when it gives
+// up. SIGSEGV in the runtime itself happens too when memory runs out.
 func crash(line string) bool {
-	return strings.HasPrefix(line, "panic: ") || strings.HasPrefix(line, "fatal error: ") || strings.HasPrefix(line, "runtime: ")
+	for _, p := range []string{"panic: ", "fatal error: ", "runtime: ", "SIGSEGV: ", "SIGBUS: "} {
+		if strings.HasPrefix(line, p) {
+			return true
+		}
+	}
+	return false
 }
 
 func printable(line []byte) string {

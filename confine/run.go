@@ -210,12 +210,15 @@ type ending struct {
 // follow reads the worker's answer to its end, then sees the worker out.
 func (w *worker) follow(ctx context.Context, s Spec, begin time.Time, frame func(byte, []byte) error) (Usage, error) {
 	defer w.answer.Close()
-	defer w.stderr.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
 	said := make(chan string, 1)
-	go func() { said <- reason(w.stderr) }()
+	go func() {
+		text := reason(w.stderr)
+		w.stderr.Close() // who says more dies of a broken pipe
+		said <- text
+	}()
 	ended := make(chan ending, 1)
 	go func() {
 		st, err := w.process.Wait()
