@@ -1,0 +1,399 @@
+package image
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/diskfs/go-diskfs/partition/gpt"
+
+	"lifeboat/boot"
+	"lifeboat/boot/raw"
+	"lifeboat/bundle"
+	"lifeboat/config"
+	"lifeboat/disk"
+	"lifeboat/slots"
+	"lifeboat/verify"
+	"lifeboat/verify/verity"
+)
+
+// DiskOptions says how a disk image is made.
+type DiskOptions struct {
+	Config  *config.Config
+	Keyring *verify.Keyring // that the device will have; nil: content is checked and its signer is not
+	Fill    []Fill
+	Sizes   map[string]int64 // bytes of the slots of a class, or of state, staging or data
+	Sign    *Signer          // for images that are no bundles
+	Now     time.Time        // present time, trusted
+
+	purpose string // "": that of the configuration
+	self    *self  // stands in for a keyring
+}
+
+// Fill puts a file into a slot.
+type Fill struct {
+	Slot string // name or bootname
+	File string // a bundle (*.raucb), or an image, which is signed by DiskOptions.Sign
+}
+
+// Signer signs images.
+type Signer struct {
+	Key           crypto.Signer
+	Cert          *x509.Certificate
+	Intermediates []*x509.Certificate
+	Version       string
+}
+
+// DiskReport says what was made.
+type DiskReport struct {
+	Size   int64
+	Places []Place
+	Filled []Filled
+}
+
+// Filled is a slot with a system in it.
+type Filled struct {
+	Slot, Bootname, File string
+	Version              string
+	Manifest             string // hash in hex
+	Used, Size           int64  // bytes with hash tree and seal, and of the slot
+	Signed               bool   // authentic at every boot, not at install only
+}
+
+// filling is a bundle on its way into a slot.
+type filling struct {
+	Fill
+	slot   config.Slot
+	file   *disk.File
+	bundle *bundle.Bundle
+	cms    []byte // for the seal
+	image  int
+	need   int64 // bytes of the slot
+}
+
+// Disk writes the image of a device's disk to the file out: a GPT with the partitions of the configuration, the slots
+// filled and sealed by what also installs on the device, and a state record that gives each filled slot its tries. The
+// keyring must accept what goes into the slots: the device would refuse to boot anything else. The file is sparse. No
+// partial file is left; an older one is replaced.
+func Disk(ctx context.Context, o DiskOptions, out string) (*DiskReport, error) {
+	if o.Keyring == nil {
+		var err error
+		if o.self, err = newSelf(o.Now); err != nil {
+			return nil, err
+		}
+		o.Keyring, o.purpose = o.self.keyring, "codesign"
+	}
+	temp, err := os.MkdirTemp(filepath.Dir(out), "."+filepath.Base(out)+".sign-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(temp)
+
+	sizes := map[string]int64{}
+	var fillings []*filling
+	defer func() {
+		for _, f := range fillings {
+			f.file.Close()
+		}
+	}()
+	for _, fill := range o.Fill {
+		f, err := o.open(ctx, fill, temp)
+		if err != nil {
+			return nil, err
+		}
+		fillings = append(fillings, f)
+		for _, other := range fillings[:len(fillings)-1] {
+			if other.slot.Name == f.slot.Name {
+				return nil, fmt.Errorf("slot %s is to be filled twice", f.slot.Name)
+			}
+		}
+		// Room for the next versions: a quarter more and 4 MiB.
+		sizes[f.slot.Class] = max(sizes[f.slot.Class], roundUp(f.need+f.need/4+4*mib, 4*mib))
+	}
+	for name, n := range o.Sizes {
+		known := name == stateLabel || name == stagingLabel || name == dataLabel
+		for _, s := range o.Config.Slots {
+			known = known || s.Class == name
+		}
+		if !known {
+			return nil, fmt.Errorf("size of %s: there is no such slot class or partition", name)
+		}
+		sizes[name] = n
+	}
+	places, size, err := layout(o.Config, sizes)
+	if err != nil {
+		return nil, err
+	}
+	report := &DiskReport{Size: size, Places: places}
+	err = create(out, func(f *os.File) error {
+		if err := f.Truncate(size); err != nil {
+			return err
+		}
+		if err := writeGPT(f, o.Config.Compatible, places, size); err != nil {
+			return fmt.Errorf("partition table: %w", err)
+		}
+		dev, err := disk.NewFile(f)
+		if err != nil {
+			return err
+		}
+		sealed := map[string]boot.Seal{}
+		for _, f := range fillings {
+			place := placeOf(places, f.slot.Name)
+			facts, err := o.fill(ctx, disk.Section(dev, place.Start, place.Size), f)
+			if err != nil {
+				return fmt.Errorf("fill %s with %s: %w", f.slot.Name, f.File, err)
+			}
+			report.Filled = append(report.Filled, Filled{
+				Slot: f.slot.Name, Bootname: f.slot.Bootname, File: f.File, Version: facts.Version,
+				Manifest: hex.EncodeToString(facts.Manifest[:]), Used: f.need, Size: place.Size, Signed: facts.Signed,
+			})
+			if f.slot.Bootname != "" {
+				sealed[f.slot.Name] = boot.Seal{
+					Status: boot.SealValid, Whole: boot.WholeRight, Manifest: boot.Hash(facts.Manifest),
+					Version: facts.Version, Epoch: facts.Epoch, Created: facts.Created, Local: !facts.Signed,
+				}
+			}
+		}
+		return firstState(disk.Section(dev, places[0].Start, places[0].Size), sealed, o.Config)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return report, nil
+}
+
+func placeOf(places []Place, slot string) Place {
+	for _, p := range places {
+		if p.slot == slot {
+			return p
+		}
+	}
+	return Place{}
+}
+
+// open makes a bundle of a plain image, verifies it as the device would and finds the image for the slot.
+func (o *DiskOptions) open(ctx context.Context, fill Fill, temp string) (*filling, error) {
+	slot, ok := o.Config.SlotByName(fill.Slot)
+	if !ok {
+		return nil, fmt.Errorf("the configuration has no slot %q", fill.Slot)
+	}
+	path := fill.File
+	if filepath.Ext(path) != ".raucb" {
+		if o.Sign == nil {
+			return nil, fmt.Errorf("%s is not a bundle (*.raucb): an image is sealed only with --sign CERT:KEY", path)
+		}
+		var err error
+		if path, err = o.sign(ctx, fill.File, slot.Class, temp); err != nil {
+			return nil, fmt.Errorf("sign %s: %w", fill.File, err)
+		}
+	}
+	file, err := disk.Open(path, false)
+	if err != nil {
+		return nil, err
+	}
+	f := &filling{Fill: fill, slot: slot, file: file}
+	if err := o.openBundle(ctx, f); err != nil {
+		file.Close()
+		return nil, fmt.Errorf("%s: %w", fill.File, err)
+	}
+	blocks := f.bundle.Manifest.Images[f.image].Blocks()
+	f.need = (blocks+verity.TreeBlocks(blocks))*verity.BlockSize + slots.SealSize
+	return f, nil
+}
+
+func (o *DiskOptions) openBundle(ctx context.Context, f *filling) error {
+	var r io.ReaderAt = f.file
+	size := f.file.Size()
+	var original []byte
+	if o.self != nil {
+		info, err := bundle.Peek(r, size)
+		if err != nil {
+			return err
+		}
+		if info.Encrypted || info.CMS.Detached() {
+			return verify.Refuse(verify.KeyMissing, "there is no keyring, and without one only bundles of format verity can be used")
+		}
+		original = make([]byte, info.CMSSize)
+		if _, err := r.ReadAt(original, info.PayloadSize); err != nil {
+			return err
+		}
+		if r, size, err = o.self.resigned(r, info, o.Now); err != nil {
+			return err
+		}
+	}
+	var err error
+	f.bundle, err = bundle.Open(ctx, r, size, bundle.Options{
+		Rules: o.rules(), Formats: o.Config.BundleFormats, Compatible: o.Config.Compatible,
+		RequireSignedVerity: o.Config.RequireSignedVerity,
+	})
+	if err != nil {
+		return err
+	}
+	if f.cms = f.bundle.CMS; o.self != nil {
+		f.cms = original
+	}
+	f.image, err = f.bundle.Manifest.Find(f.slot.Class)
+	return err
+}
+
+func (o *DiskOptions) rules() verify.Rules {
+	return verify.Rules{Keyring: o.Keyring, Purpose: cmp.Or(o.purpose, o.Config.CheckPurpose), Now: o.Now, Trusted: true}
+}
+
+// sign makes a bundle of one image below temp and returns its path. One image makes one bundle, however many slots are
+// filled with it.
+func (o *DiskOptions) sign(ctx context.Context, file, class, temp string) (string, error) {
+	if strings.ContainsAny(o.Sign.Version, "\\\n\r") {
+		return "", fmt.Errorf("%q is no version", o.Sign.Version)
+	}
+	abs, err := filepath.Abs(file)
+	if err != nil {
+		return "", err
+	}
+	out := filepath.Join(temp, class+"-"+guid(abs)+".raucb")
+	if _, err := os.Stat(out); err == nil {
+		return out, nil
+	}
+	indir, err := os.MkdirTemp(temp, "in-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(indir)
+	kind, err := imageKind(file)
+	if err != nil {
+		return "", err
+	}
+	name := class + "." + kind
+	if err := linkOrCopy(file, filepath.Join(indir, name)); err != nil {
+		return "", err
+	}
+	var m strings.Builder
+	fmt.Fprintf(&m, "[update]\ncompatible=%s\nversion=%s\n\n[image.%s]\nfilename=%s\n", o.Config.Compatible, o.Sign.Version, class, name)
+	if err := os.WriteFile(filepath.Join(indir, bundle.ManifestName), []byte(m.String()), 0o644); err != nil {
+		return "", err
+	}
+	err = bundle.Create(ctx, indir, out, bundle.CreateOptions{
+		Key: o.Sign.Key, Cert: o.Sign.Cert, Intermediates: o.Sign.Intermediates,
+		// It lives for a moment: fast is better than small.
+		SquashfsArgs: []string{"-noI", "-noD", "-noF"},
+	})
+	return out, err
+}
+
+// imageKind tells file systems by their magic; the result is the extension by which a bundle knows them.
+func imageKind(file string) (string, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	var head [2048]byte
+	if _, err := io.ReadFull(f, head[:]); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return "", err
+	}
+	switch {
+	case bytes.HasPrefix(head[:], []byte("hsqs")):
+		return "squashfs", nil
+	case bytes.Equal(head[1024:1028], []byte{0xe2, 0xe1, 0xf5, 0xe0}):
+		return "erofs", nil
+	case head[1024+56] == 0x53 && head[1024+57] == 0xef:
+		return "ext4", nil
+	}
+	return "img", nil
+}
+
+func linkOrCopy(from, to string) error {
+	if info, err := os.Lstat(from); err == nil && info.Mode().IsRegular() && os.Link(from, to) == nil {
+		return nil
+	}
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.Create(to)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Close())
+}
+
+// fill installs, attests and seals, in the order in which the device does it.
+func (o *DiskOptions) fill(ctx context.Context, dev disk.Device, f *filling) (slots.Facts, error) {
+	if err := slots.Wipe(dev); err != nil {
+		return slots.Facts{}, err
+	}
+	seal, err := slots.Install(ctx, dev, f.bundle, f.image, nil)
+	if err != nil {
+		return slots.Facts{}, err
+	}
+	if err := dev.Flush(); err != nil {
+		return slots.Facts{}, err
+	}
+	facts, err := slots.Attest(ctx, dev, dev.Size(), &seal, o.rules(), o.Config.Compatible, nil)
+	if err != nil {
+		return slots.Facts{}, err
+	}
+	seal.CMS = f.cms
+	b, err := seal.Encode()
+	if err != nil {
+		return slots.Facts{}, err
+	}
+	return facts, slots.WriteSeal(dev, b)
+}
+
+// firstState writes both copies of the state record of a device that was never started.
+func firstState(dev disk.Device, sealed map[string]boot.Seal, c *config.Config) error {
+	store, err := raw.New(dev)
+	if err != nil {
+		return err
+	}
+	if _, _, err := store.Load(); !errors.Is(err, boot.ErrLost) {
+		return cmp.Or(err, errors.New("the new state partition is not empty"))
+	}
+	state := boot.Factory(sealed, policy(c))
+	for range 2 {
+		if state, err = store.Commit(state); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// policy is what the configuration says about booting, without the floors that are built into an initramfs.
+func policy(c *config.Config) boot.Policy {
+	p := boot.Policy{
+		Attempts:          uint8(min(c.BootAttempts, math.MaxUint8)),
+		ConfirmedAttempts: uint8(min(c.ConfirmedAttempts, math.MaxUint8)),
+		Secure:            c.Fallback == "secure",
+	}
+	for _, s := range c.BootSlots() {
+		p.Slots = append(p.Slots, s.Name)
+	}
+	return p
+}
+
+func writeGPT(f *os.File, compatible string, places []Place, size int64) error {
+	table := &gpt.Table{
+		LogicalSectorSize: sector, PhysicalSectorSize: sector, ProtectiveMBR: true, GUID: guid(compatible),
+	}
+	for _, p := range places {
+		table.Partitions = append(table.Partitions, &gpt.Partition{
+			Index: p.Index, Start: uint64(p.Start / sector), Size: uint64(p.Size), Type: gpt.LinuxFilesystem,
+			Name: p.Label, GUID: guid(compatible, p.Label),
+		})
+	}
+	return table.Write(f, size)
+}

@@ -1,0 +1,364 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"lifeboat/bundle"
+	"lifeboat/config"
+	"lifeboat/disk"
+	"lifeboat/slots"
+	"lifeboat/verify"
+)
+
+func parseConfig(t *testing.T, more string) *config.Config {
+	t.Helper()
+	c, err := config.Parse([]byte(testConfig + more))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func needMksquashfs(t *testing.T) {
+	t.Helper()
+	if _, err := exec.LookPath("mksquashfs"); err != nil {
+		t.Skip("mksquashfs is not installed")
+	}
+}
+
+func TestLayout(t *testing.T) {
+	sizes := map[string]int64{"rootfs": 64 * mib, "data": 3*mib + 1}
+	for _, test := range []struct {
+		name, config string
+		want         []Place
+		size         int64
+	}{
+		{"labels", testConfig, []Place{
+			{1, "state", 4 * mib, 8 * mib, ""},
+			{2, "staging", 16 * mib, 64 * mib, ""},
+			{3, "rootfs.0", 84 * mib, 64 * mib, "rootfs.0"},
+			{4, "rootfs.1", 152 * mib, 64 * mib, "rootfs.1"},
+			{5, "data", 220 * mib, 4 * mib, ""},
+		}, 228 * mib},
+		{"devices and other labels", strings.NewReplacer("PARTLABEL=rootfs.0", "/dev/nvme0n1p2", "PARTLABEL=rootfs.1", "PARTLABEL=system-b").Replace(testConfig) +
+			"[state]\ndevice=/dev/nvme0n1p7\n[staging]\ndevice=/dev/disk/by-partlabel/drop\n", []Place{
+			{7, "state", 4 * mib, 8 * mib, ""},
+			{1, "drop", 16 * mib, 64 * mib, ""},
+			{2, "rootfs.0", 84 * mib, 64 * mib, "rootfs.0"},
+			{3, "system-b", 152 * mib, 64 * mib, "rootfs.1"},
+			{4, "data", 220 * mib, 4 * mib, ""},
+		}, 228 * mib},
+	} {
+		c, err := config.Parse([]byte(test.config))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, size, err := layout(c, sizes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(test.want, got, cmp.AllowUnexported(Place{})); diff != "" || size != test.size {
+			t.Errorf("%s: size %d\n%s", test.name, size, diff)
+		}
+	}
+	for want, conf := range map[string]string{
+		"of /dev/vda and of /dev/vdb":        "[state]\ndevice=/dev/vda1\n[staging]\ndevice=/dev/vdb2\n",
+		"two partitions would be number 1":   "[state]\ndevice=/dev/vda1\n[staging]\ndevice=/dev/vda01\n",
+		"two partitions would be labelled":   "[staging]\ndevice=/dev/vda1\n[slot.x.0]\ndevice=PARTLABEL=staging\n",
+		"is not a partition that a disk":     "[state]\ndevice=/dev/nvme0n1\n",
+		"no size for slots of class x: fill": "[slot.x.0]\ndevice=PARTLABEL=x\n",
+	} {
+		sizes := map[string]int64{"rootfs": mib}
+		if !strings.Contains(want, "no size") {
+			sizes["x"] = mib
+		}
+		if _, _, err := layout(parseConfig(t, conf), sizes); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+}
+
+func TestParseSize(t *testing.T) {
+	for in, want := range map[string]int64{
+		"1": 1, "4K": 4 << 10, "64M": 64 << 20, "64MiB": 64 << 20, "2g": 2 << 30, "1T": 1 << 40,
+		"": -1, "M": -1, "0": -1, "-1": -1, "1.5G": -1, "1P": -1, "99999999T": -1, "9223372036854775807": -1, "9223372036854775808": -1,
+	} {
+		got, err := ParseSize(in)
+		if err != nil {
+			got = -1
+		}
+		if got != want {
+			t.Errorf("%q: got %d, want %d", in, got, want)
+		}
+	}
+}
+
+// A disk is what the device itself would have made: the slots are read back with the device's code, tables with sgdisk.
+func TestDisk(t *testing.T) {
+	needMksquashfs(t)
+	now := time.Now()
+	signer, err := newSelf(now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	content := make([]byte, 5*mib+123) // no whole block at the end
+	random := rand.NewChaCha8([32]byte{})
+	random.Read(content)
+	dir := writeFiles(t, map[string]string{"root.img": string(content)})
+	c := parseConfig(t, "")
+	o := DiskOptions{
+		Config: c, Keyring: signer.keyring, Now: now,
+		Fill: []Fill{{"rootfs.0", dir + "/root.img"}},
+		Sign: &Signer{Key: signer.key, Cert: signer.cert, Version: "1.2"},
+	}
+	for _, test := range []struct {
+		name string
+		fill []Fill
+		ring *verify.Keyring
+	}{
+		{"one slot", []Fill{{"rootfs.0", dir + "/root.img"}}, signer.keyring},
+		{"both, by bootname", []Fill{{"B", dir + "/root.img"}, {"A", dir + "/root.img"}}, signer.keyring},
+		{"no keyring here", []Fill{{"rootfs.1", dir + "/root.img"}}, nil},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			o := o
+			o.Fill, o.Keyring = test.fill, test.ring
+			out := filepath.Join(t.TempDir(), "disk.img")
+			report, err := Disk(context.Background(), o, out)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if left, _ := filepath.Glob(filepath.Dir(out) + "/.*"); len(left) > 0 {
+				t.Errorf("left behind: %v", left)
+			}
+			dev, err := disk.Open(out, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer dev.Close()
+			if dev.Size() != report.Size {
+				t.Errorf("%d bytes, the report says %d", dev.Size(), report.Size)
+			}
+			rules := verify.Rules{Keyring: signer.keyring, AtBoot: true}
+			for _, f := range report.Filled {
+				place := placeOf(report.Places, f.Slot)
+				slot := disk.Section(dev, place.Start, place.Size)
+				seal, err := slots.ReadSeal(slot, slot.Size())
+				if err != nil {
+					t.Fatal(err)
+				}
+				facts, err := slots.Attest(context.Background(), slot, slot.Size(), seal, rules, c.Compatible, nil)
+				if err != nil {
+					t.Fatalf("%s: the device would refuse it: %v", f.Slot, err)
+				}
+				if facts.Version != "1.2" || !facts.Signed || fmt.Sprintf("%x", facts.Manifest) != f.Manifest {
+					t.Errorf("%s: %+v", f.Slot, facts)
+				}
+				got := make([]byte, len(content))
+				if _, err := slot.ReadAt(got, 0); err != nil || !bytes.Equal(got, content) {
+					t.Errorf("%s: the image is not there: %v", f.Slot, err)
+				}
+			}
+			checkInspect(t, out, c, rules, test.fill, report)
+			if sgdisk, err := exec.LookPath("sgdisk"); err == nil {
+				b, err := exec.Command(sgdisk, "-v", out).CombinedOutput()
+				if err != nil || !strings.Contains(string(b), "No problems found") {
+					t.Errorf("sgdisk: %v\n%s", err, b)
+				}
+			}
+		})
+	}
+}
+
+func checkInspect(t *testing.T, out string, c *config.Config, rules verify.Rules, fill []Fill, report *DiskReport) {
+	t.Helper()
+	for _, o := range []InspectOptions{{}, {Config: c, Rules: &rules}} {
+		view, err := Inspect(context.Background(), out, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, ok := view.(*DiskView)
+		if !ok {
+			t.Fatalf("inspect gives %T", view)
+		}
+		if d.State == nil || d.State.Sequence != 2 || len(d.State.Slots) != 2 || len(d.Seals) != 2 {
+			b, _ := json.Marshal(d)
+			t.Fatalf("inspect: %s", b)
+		}
+		for _, s := range d.Seals {
+			want := "missing"
+			for _, f := range report.Filled {
+				if f.Slot == s.Slot {
+					want = "valid"
+				}
+			}
+			if s.Seal != want || s.Signed != (o.Rules != nil && want == "valid") || (s.Bootname != "") != (o.Config != nil) {
+				t.Errorf("seal %+v, want %s", s, want)
+			}
+		}
+		for _, s := range d.State.Slots {
+			filled := len(fill) == 2 || fill[0].Slot == s.Slot
+			if (s.ManifestHash != "") != filled || (s.Tries == 3) != filled || s.Good {
+				t.Errorf("state of %+v", s)
+			}
+		}
+	}
+}
+
+func TestDiskRefuses(t *testing.T) {
+	needMksquashfs(t)
+	now := time.Now()
+	signer, err := newSelf(now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := newSelf(now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := writeFiles(t, map[string]string{"root.img": strings.Repeat("x", mib), "bad.raucb": "no bundle, this is"})
+	sign := &Signer{Key: signer.key, Cert: signer.cert, Version: "1"}
+	image := []Fill{{"rootfs.0", dir + "/root.img"}}
+	for _, test := range []struct {
+		name, want string
+		code       verify.Code
+		o          DiskOptions
+	}{
+		{"unsigned image", "only with --sign", 0, DiskOptions{Fill: image}},
+		{"no such slot", `no slot "rootfs.7"`, 0, DiskOptions{Sign: sign, Fill: []Fill{{"rootfs.7", dir + "/root.img"}}}},
+		{"slot twice", "filled twice", 0, DiskOptions{Sign: sign, Fill: []Fill{{"A", dir + "/root.img"}, {"rootfs.0", dir + "/root.img"}}}},
+		{"nothing", "no size for slots of class rootfs", 0, DiskOptions{}},
+		{"no such class", "size of rotfs: there is no such", 0, DiskOptions{Sign: sign, Fill: image, Sizes: map[string]int64{"rotfs": mib}}},
+		{"too small", "image rootfs needs", verify.Policy, DiskOptions{Sign: sign, Fill: image, Sizes: map[string]int64{"rootfs": mib}}},
+		{"small state", "at least 8 MiB", 0, DiskOptions{Sign: sign, Fill: image, Sizes: map[string]int64{"state": mib}}},
+		{"no bundle", "bad.raucb", verify.Malformed, DiskOptions{Fill: []Fill{{"A", dir + "/bad.raucb"}}}},
+		{"stranger", "root.img", verify.Untrusted, DiskOptions{Keyring: other.keyring, Sign: sign, Fill: image}},
+		{"version with a line break", "is no version", 0, DiskOptions{Sign: &Signer{Version: "1\n[x]"}, Fill: image}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			o := test.o
+			o.Config, o.Now = parseConfig(t, ""), now
+			if o.Keyring == nil {
+				o.Keyring = signer.keyring
+			}
+			out := filepath.Join(t.TempDir(), "disk.img")
+			_, err := Disk(context.Background(), o, out)
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Fatalf("got %v, want %q", err, test.want)
+			}
+			var refused *verify.Refusal
+			if errors.As(err, &refused) != (test.code != 0) || test.code != 0 && refused.Code != test.code {
+				t.Errorf("code of %v, want %d", err, test.code)
+			}
+			if left, _ := filepath.Glob(filepath.Dir(out) + "/*"); len(left) > 0 {
+				t.Errorf("left behind: %v", left)
+			}
+		})
+	}
+}
+
+// A torn seal is false, a wiped one missing; a lost record does not hide the seals.
+func TestInspectDamaged(t *testing.T) {
+	needMksquashfs(t)
+	now := time.Now()
+	signer, err := newSelf(now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := writeFiles(t, map[string]string{"root.img": strings.Repeat("x", mib)})
+	out := filepath.Join(dir, "disk.img")
+	report, err := Disk(context.Background(), DiskOptions{
+		Config: parseConfig(t, ""), Keyring: signer.keyring, Now: now, Sign: &Signer{Key: signer.key, Cert: signer.cert, Version: "1"},
+		Fill: []Fill{{"A", dir + "/root.img"}, {"B", dir + "/root.img"}},
+	}, out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(out, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	write := func(b []byte, at int64) {
+		if _, err := f.WriteAt(b, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a := placeOf(report.Places, "rootfs.0")
+	write([]byte("torn"), a.Start+a.Size-slots.SealSize+100)
+	state := report.Places[0]
+	write(make([]byte, 4096), state.Start)
+	write(make([]byte, 4096), state.Start+state.Size-4096)
+	view, err := Inspect(context.Background(), out, InspectOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := view.(*DiskView)
+	if d.State != nil || !strings.Contains(d.StateError, "lost") {
+		t.Errorf("state %v, %s", d.State, d.StateError)
+	}
+	if len(d.Seals) != 2 || d.Seals[0].Seal != "false" || d.Seals[0].Why == "" || d.Seals[1].Seal != "valid" || d.Seals[1].Version != "1" {
+		t.Errorf("seals %+v", d.Seals)
+	}
+}
+
+func TestInspectStick(t *testing.T) {
+	needMksquashfs(t)
+	signer, err := newSelf(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	content := make([]byte, 10000)
+	random := rand.NewChaCha8([32]byte{})
+	random.Read(content)
+	dir := writeFiles(t, map[string]string{
+		"in/manifest.raucm": "[update]\ncompatible=example-board\nversion=3\n[image.rootfs]\nfilename=a.img\n", "in/a.img": string(content),
+		"readme.txt": "hello", "broken.raucb": "broken",
+	})
+	good := dir + "/update.raucb"
+	if err := bundle.Create(context.Background(), dir+"/in", good, bundle.CreateOptions{Key: signer.key, Cert: signer.cert}); err != nil {
+		t.Fatal(err)
+	}
+	for _, whole := range []bool{true, false} {
+		out := dir + "/stick.img"
+		if err := Stick(out, whole, []string{good, dir + "/readme.txt", dir + "/broken.raucb"}); err != nil {
+			t.Fatal(err)
+		}
+		view, err := Inspect(context.Background(), out, InspectOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		v, ok := view.(*StickView)
+		if !ok || len(v.Files) != 3 {
+			t.Fatalf("%T %+v", view, view)
+		}
+		if b := v.Files[0].Bundle; b == nil || b.Version != "3" || b.Compatible != "example-board" || b.Format != "verity" || len(b.ManifestHash) != 64 {
+			t.Errorf("bundle %+v", b)
+		}
+		if v.Files[1].Bundle != nil || v.Files[1].Name != "readme.txt" || v.Files[1].Size != 5 {
+			t.Errorf("file %+v", v.Files[1])
+		}
+		if v.Files[2].Bundle != nil || !strings.Contains(v.Files[2].Why, "not a bundle") {
+			t.Errorf("broken bundle %+v", v.Files[2])
+		}
+	}
+	if view, err := Inspect(context.Background(), good, InspectOptions{}); view != nil || err != nil {
+		t.Errorf("bundle: %v, %v", view, err)
+	}
+	if _, err := Inspect(context.Background(), dir+"/readme.txt", InspectOptions{}); !errors.Is(err, ErrUnknown) {
+		t.Errorf("a text: %v", err)
+	}
+}
