@@ -150,6 +150,20 @@ func TestDecode(t *testing.T) {
 	}
 }
 
+// An answer without data: the kernel gives the size up to the data field.
+func TestDecodeShort(t *testing.T) {
+	b := reply()[:headerSize]
+	binary.LittleEndian.PutUint32(b[12:], 305)
+	a, err := decode(b)
+	if err != nil || a.dev != unix.Mkdev(254, 258) || len(a.data) != 0 {
+		t.Errorf("%+v, %v", a, err)
+	}
+	binary.LittleEndian.PutUint32(b[12:], headerSize+1)
+	if _, err := decode(b); err == nil {
+		t.Error("more data than the buffer holds")
+	}
+}
+
 func FuzzDecode(f *testing.F) {
 	f.Add(reply())
 	f.Add(reply()[:headerSize+60])

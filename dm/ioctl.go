@@ -86,6 +86,9 @@ func decode(buf []byte) (answer, error) {
 	a := answer{flags: e.Uint32(buf[28:]), count: e.Uint32(buf[20:])}
 	d := e.Uint64(buf[40:]) // huge_encode_dev
 	a.dev = unix.Mkdev(uint32(d>>8&0xfff), uint32(d&0xff|d>>12&0xfff00))
+	if size < headerSize { // 305, up to the data field: an answer without data
+		return a, nil
+	}
 	if uint64(size) > uint64(len(buf)) || start > size {
 		return answer{}, fmt.Errorf("answer from the kernel of %d bytes with data at %d", size, start)
 	}
