@@ -32,7 +32,7 @@ lint: ## gofumpt, go vet (amd64, arm64), staticcheck, govulncheck
 	case "$$rc:$$out" in \
 	0:*) echo "govulncheck: nothing found" ;; \
 	3:*) echo "$$out"; exit 1 ;; \
-	*vuln.go.dev*|*"fetching vulnerabilities"*) echo "govulncheck: skipped: no database" ;; \
+	*"fetching vulnerabilities"*) echo "govulncheck: skipped: no database" ;; \
 	*) echo "$$out"; exit 1 ;; \
 	esac
 

@@ -91,16 +91,17 @@ func (o *vmRun) run(ctx context.Context, stdin io.Reader, stdout, stderr io.Writ
 	}
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	if o.timeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, o.timeout)
-		defer cancel()
-	}
 	vm, err := qemu.Start(ctx, o.machine)
 	if err != nil {
 		return err
 	}
 	defer vm.Close()
+	if o.timeout > 0 { // from power on: how long QEMU itself takes to start does not count
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, o.timeout)
+		defer cancel()
+		defer context.AfterFunc(ctx, vm.Cut)()
+	}
 	if o.until != "" {
 		return o.watch(ctx, vm)
 	}
