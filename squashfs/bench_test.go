@@ -1,7 +1,6 @@
 package squashfs
 
 import (
-	"io"
 	"testing"
 )
 
@@ -77,5 +76,3 @@ func BenchmarkCodec(b *testing.B) {
 		})
 	}
 }
-
-var _ io.Writer = discard{}
