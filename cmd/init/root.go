@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -187,14 +186,10 @@ func (d *device) leave(s update.Started) error {
 	r.InitRSS = peakRSS()
 	d.clock.phase("hand-over")
 	r.Phases = d.clock.phases
-	raw, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
 	if err := os.MkdirAll(status.Dir, 0o755); err != nil {
 		return err
 	}
-	for name, content := range map[string][]byte{"boot.json": append(raw, '\n'), "system.conf": d.cfg.Raw, "keyring.pem": d.keyring} {
+	for name, content := range map[string][]byte{"boot.json": r.JSON(), "system.conf": d.cfg.Raw, "keyring.pem": d.keyring} {
 		if err := os.WriteFile(filepath.Join(status.Dir, name), content, 0o644); err != nil {
 			return err
 		}

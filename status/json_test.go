@@ -1,0 +1,36 @@
+package status
+
+import (
+	"encoding/json"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// The report that /init writes by hand is the one that encoding/json would write: one schema, in the struct tags.
+func TestJSONIsEncodingJSON(t *testing.T) {
+	full := Report{
+		State: State{
+			Sequence: 7, Boot: 3, Format: 1, Floors: Floors{Version: "1.0", Epoch: 2, Time: 1700000000},
+			Slots: []Slot{
+				{Slot: "rootfs.0", Bootname: "A", ManifestHash: "00ff", Version: "1", Epoch: 1, Tries: 8, Good: true, Authenticity: "every boot"},
+				{Slot: "rootfs.1", Bootname: "B", Excluded: true, Reason: "exhausted"},
+			},
+			Events: []Event{{Boot: 1, Event: "boot"}, {Boot: 2, Event: "refused", Slot: "rootfs.1", Reason: "panic", Code: 31, Manifest: "0011223344556677"}},
+		},
+		StateDev: "/dev/vda1", Booted: Booted{Slot: "rootfs.0", Bootname: "A", Version: "1", Trial: true, TriesLeft: 2, Authenticity: "every boot", RootHash: "aa", Device: "/dev/vda3"},
+		Fallback: "panic", Installed: []Installed{{File: "/a.raucb", Version: "2", Slot: "rootfs.1", Bootname: "B", ManifestHash: "11"}},
+		Refused: []Refused{{File: "/b\x00\x1f\"\\<>&\u2028\xff\ufffd.raucb", Code: 21, Text: "tab\tline\nreturn\r\b\f é 世"}},
+		Notes:   []string{"one", "two"}, Phases: []Phase{{"mounts", 1.25}, {"state", 0}, {"x", 1234567.891}}, Workers: []Worker{{"scan", 12345}}, InitRSS: 9,
+	}
+	empty := Report{State: State{Slots: []Slot{}, Events: []Event{}}, Installed: []Installed{}, Refused: []Refused{}}
+	for name, r := range map[string]Report{"full": full, "empty": empty, "zero": {}} {
+		want, err := json.MarshalIndent(r, "", " ")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(string(want)+"\n", string(r.JSON())); diff != "" {
+			t.Errorf("%s (-encoding/json +JSON):\n%s", name, diff)
+		}
+	}
+}
