@@ -118,8 +118,8 @@ func Disk(ctx context.Context, o DiskOptions, out string) (*DiskReport, error) {
 				return nil, fmt.Errorf("slot %s is to be filled twice", f.slot.Name)
 			}
 		}
-		// Room for the next versions: a quarter more and 4 MiB.
-		sizes[f.slot.Class] = max(sizes[f.slot.Class], roundUp(f.need+f.need/4+4*mib, 4*mib))
+		// Room for the next versions: a quarter more, and never less than 32 MiB.
+		sizes[f.slot.Class] = max(sizes[f.slot.Class], roundUp(f.need+f.need/4, 4*mib), 32*mib)
 	}
 	for name, n := range o.Sizes {
 		known := name == stateLabel || name == stagingLabel || name == dataLabel

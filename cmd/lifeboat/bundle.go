@@ -1,0 +1,375 @@
+package main
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"lifeboat/bundle"
+	"lifeboat/config"
+	"lifeboat/disk"
+	"lifeboat/verify"
+)
+
+// newBundle is `lifeboat bundle`.
+func newBundle() *cobra.Command {
+	cmd := &cobra.Command{Use: "bundle", Short: "make, show, verify and unpack update bundles (RAUC's .raucb)"}
+	cmd.AddCommand(newBundleCreate(), newBundleInfo(), newBundleVerify(), newBundleExtract())
+	return cmd
+}
+
+func newBundleCreate() *cobra.Command {
+	var s signer
+	var squashfs string
+	cmd := &cobra.Command{
+		Use:   "create --cert F --key F [flags] INDIR OUT.raucb",
+		Short: "make a bundle of the manifest.raucm and the images in a folder",
+		Long: `INDIR is as for "rauc bundle": a manifest.raucm and the images that it names. Without format= in it the
+bundle is of format verity. [meta.lifeboat] gets the signed root hash of each image; security-epoch= and
+valid-until= there are kept.`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			key, cert, chain, err := s.load()
+			if err != nil {
+				return err
+			}
+			o := bundle.CreateOptions{Key: key, Cert: cert, Intermediates: chain, SquashfsArgs: strings.Fields(squashfs)}
+			if err := bundle.Create(cmd.Context(), args[0], args[1], o); err != nil {
+				return err
+			}
+			cmd.Printf("made %s\n", args[1])
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&s.cert, "cert", "", "certificate of the signer (PEM)")
+	f.StringVar(&s.key, "key", "", "private key of the signer (PEM)")
+	f.StringArrayVar(&s.intermediates, "intermediate", nil, "certificate that goes along in the signature (may be repeated)")
+	f.StringVar(&squashfs, "mksquashfs-args", "", `more arguments for mksquashfs, like "-comp xz"`)
+	require(cmd, "cert", "key")
+	return cmd
+}
+
+// openBundle opens the file of a bundle; that it can't be read has code 40.
+func openBundle(name string) (*disk.File, error) {
+	f, err := disk.Open(name, false)
+	if err != nil {
+		return nil, verify.Refuse(verify.IO, "%w", err)
+	}
+	return f, nil
+}
+
+// anyFormat is every format that can be read.
+func anyFormat() []string { return []string{bundle.FormatPlain, bundle.FormatVerity} }
+
+func newBundleInfo() *cobra.Command {
+	var t trust
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "info [--json] [--keyring F] BUNDLE",
+		Short: "show what a bundle says of itself",
+		Long: `Without a keyring nothing is verified and the signature is said to be unchecked; with one, a bundle whose
+signature is not right is refused. The payload is not read ("bundle verify" does that).`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return showBundle(cmd, args[0], t, asJSON)
+		},
+	}
+	t.flags(cmd)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+// bundleView is `bundle info --json`.
+type bundleView struct {
+	Kind             string       `json:"kind"` // "bundle"
+	Compatible       string       `json:"compatible"`
+	Version          string       `json:"version"`
+	Description      string       `json:"description"`
+	Build            string       `json:"build"`
+	Format           string       `json:"format"`
+	ManifestHash     string       `json:"manifest_hash"`
+	Epoch            uint32       `json:"epoch"`
+	Created          string       `json:"created"`     // RFC 3339, "" if it isn't said
+	ValidUntil       string       `json:"valid_until"` // likewise
+	VerityHash       string       `json:"verity_hash"` // of the payload
+	VeritySalt       string       `json:"verity_salt"`
+	VeritySize       int64        `json:"verity_size"`
+	Images           []imageView  `json:"images"`
+	Compression      string       `json:"compression"`
+	Size             int64        `json:"size"`
+	PayloadSize      int64        `json:"payload_size"`
+	SignatureSize    int64        `json:"signature_size"`
+	SignatureChecked bool         `json:"signature_checked"`
+	Signers          []signerView `json:"signers"`
+}
+
+type imageView struct {
+	Class    string `json:"class"`
+	Variant  string `json:"variant"`
+	Filename string `json:"filename"`
+	Type     string `json:"type"`
+	Size     int64  `json:"size"`
+	SHA256   string `json:"sha256"`
+	RootHash string `json:"root_hash"` // "" if it isn't signed
+	Salt     string `json:"salt"`
+}
+
+type signerView struct {
+	Subject     string `json:"subject"`
+	Issuer      string `json:"issuer"`
+	SPKI        string `json:"spki_sha256"`
+	NotBefore   string `json:"not_before"`
+	NotAfter    string `json:"not_after"`
+	Algorithm   string `json:"algorithm"`
+	SigningTime string `json:"signing_time"` // what the signer claims
+}
+
+func stamp(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.UTC().Format(time.RFC3339)
+}
+
+func showBundle(cmd *cobra.Command, name string, t trust, asJSON bool) error {
+	f, err := openBundle(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := bundle.Peek(f, f.Size())
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	v := bundleView{
+		Kind: "bundle", Compression: info.Compression, Size: info.Size, PayloadSize: info.PayloadSize, SignatureSize: info.CMSSize,
+		Format: bundle.FormatCrypt, Images: []imageView{}, Signers: []signerView{},
+	}
+	m := info.Manifest
+	if t.keyring != "" {
+		rules, err := t.rules()
+		if err != nil {
+			return err
+		}
+		// What is shown is what was verified, not what was read before.
+		b, err := bundle.Open(cmd.Context(), f, f.Size(), bundle.Options{Rules: rules, Formats: anyFormat()})
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		m, v.SignatureChecked = b.Manifest, true
+	}
+	if m != nil {
+		hash := m.Hash()
+		v.Compatible, v.Version, v.Description, v.Build, v.Format = m.Compatible, m.Version, m.Description, m.Build, m.Format
+		v.ManifestHash, v.Epoch, v.Created, v.ValidUntil = hex.EncodeToString(hash[:]), m.Epoch, stamp(m.Created), stamp(m.ValidUntil)
+		v.VerityHash, v.VeritySalt, v.VeritySize = hex.EncodeToString(m.VerityHash), hex.EncodeToString(m.VeritySalt), m.VeritySize
+		for _, i := range m.Images {
+			v.Images = append(v.Images, imageView{
+				Class: i.Class, Variant: i.Variant, Filename: i.Filename, Type: i.Type, Size: i.Size,
+				SHA256: hex.EncodeToString(i.SHA256[:]), RootHash: hex.EncodeToString(i.RootHash), Salt: hex.EncodeToString(i.Salt),
+			})
+		}
+	}
+	if info.CMS != nil {
+		for _, s := range info.CMS.Signers() {
+			sv := signerView{Algorithm: s.Algorithm, SigningTime: stamp(s.SigningTime)}
+			if c := s.Certificate; c != nil {
+				spki := verify.SPKI(c)
+				sv.Subject, sv.Issuer, sv.SPKI = c.Subject.String(), c.Issuer.String(), hex.EncodeToString(spki[:])
+				sv.NotBefore, sv.NotAfter = stamp(c.NotBefore), stamp(c.NotAfter)
+			}
+			v.Signers = append(v.Signers, sv)
+		}
+	}
+	if asJSON {
+		return printJSON(cmd.OutOrStdout(), v)
+	}
+	v.print(cmd.OutOrStdout(), info.Encrypted)
+	return nil
+}
+
+func printJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+func (v *bundleView) print(w io.Writer, encrypted bool) {
+	line := func(name, format string, args ...any) {
+		if text := fmt.Sprintf(format, args...); text != "" {
+			fmt.Fprintf(w, "%-14s %s\n", name+":", text)
+		}
+	}
+	if encrypted {
+		line("format", "crypt, encrypted: only its recipients can read the rest")
+		line("size", "%d bytes, of these payload %d and signature %d", v.Size, v.PayloadSize, v.SignatureSize)
+		return
+	}
+	line("compatible", "%s", printable(v.Compatible))
+	line("version", "%s", printable(v.Version))
+	line("description", "%s", printable(v.Description))
+	line("build", "%s", printable(v.Build))
+	line("format", "%s", v.Format)
+	line("manifest hash", "%s", v.ManifestHash)
+	line("epoch", "%d", v.Epoch)
+	line("created", "%s", v.Created)
+	line("valid until", "%s", v.ValidUntil)
+	compression := v.Compression
+	if compression == "xz" {
+		compression += " (slow to unpack; zstd is many times faster)"
+	}
+	line("compression", "%s", compression)
+	line("size", "%d bytes, of these payload %d and signature %d", v.Size, v.PayloadSize, v.SignatureSize)
+	for _, i := range v.Images {
+		class := i.Class
+		if i.Variant != "" {
+			class += "." + i.Variant
+		}
+		line("image "+printable(class), "%s, %s, %d bytes, sha256 %s", printable(i.Filename), printable(i.Type), i.Size, i.SHA256)
+		if i.RootHash == "" {
+			line("  root hash", "not signed: authentic at install only")
+		} else {
+			line("  root hash", "%s", i.RootHash)
+		}
+	}
+	for _, s := range v.Signers {
+		line("signer", "%s", printable(s.Subject))
+		line("  issuer", "%s", printable(s.Issuer))
+		line("  key", "%s, sha256 %s", s.Algorithm, s.SPKI)
+		line("  valid", "%s to %s", s.NotBefore, s.NotAfter)
+		if s.SigningTime != "" {
+			line("  signed", "%s, says the signer", s.SigningTime)
+		}
+	}
+	if v.SignatureChecked {
+		line("signature", "checked")
+	} else {
+		line("signature", "NOT CHECKED (no --keyring)")
+	}
+}
+
+// printable keeps what stands in an unverified bundle from steering the terminal.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r >= 0x7f && r < 0xa0 || r == 0x2028 || r == 0x2029 || r >= 0x202a && r <= 0x202e || r >= 0x2066 && r <= 0x2069 {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+func newBundleVerify() *cobra.Command {
+	var t trust
+	var compatible, formats string
+	cmd := &cobra.Command{
+		Use:   "verify --keyring F [flags] BUNDLE",
+		Short: "check everything about a bundle that can be checked without the device",
+		Long: `Prints a line for each check, and what was not checked. The exit status says why a bundle was refused:
+20 malformed, 21 signature, 22 not trusted, 23 expired, 26 purpose of the certificate, 27 not for this device,
+29 no longer valid, 30 content differs from what was signed, 31 not allowed (format, algorithm, size),
+32 no keyring, 40 it could not be read.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			list, err := config.ParseFormats(strings.ReplaceAll(formats, ",", " "))
+			if err != nil {
+				return usagef("--formats: %w", err)
+			}
+			rules, err := t.rules()
+			if err != nil {
+				return err
+			}
+			return verifyBundle(cmd, args[0], t, bundle.Options{Rules: rules, Formats: list, Compatible: compatible})
+		},
+	}
+	t.flags(cmd)
+	f := cmd.Flags()
+	f.StringVar(&compatible, "compatible", "", "what the device is; a bundle for another one is refused")
+	f.StringVar(&formats, "formats", "verity", `bundle formats that are taken, like "plain,verity" or "+plain"`)
+	require(cmd, "keyring")
+	return cmd
+}
+
+func verifyBundle(cmd *cobra.Command, name string, t trust, o bundle.Options) error {
+	f, err := openBundle(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	fail := func(err error) error { return fmt.Errorf("%s: %w", name, err) }
+	b, err := bundle.Open(cmd.Context(), f, f.Size(), o)
+	if err != nil {
+		return fail(err)
+	}
+	m := b.Manifest
+	ok := func(format string, args ...any) { cmd.Println("ok: " + printable(fmt.Sprintf(format, args...))) }
+	ok("container: %d bytes, signature of %d", f.Size(), len(b.CMS))
+	chain := b.Signed.Chain
+	ok("signature: by %s", chain[0].Subject)
+	names := make([]string, len(chain))
+	for i, c := range chain {
+		names[i] = c.Subject.String()
+	}
+	ok("chain: %s (in the keyring)", strings.Join(names, " <- "))
+	ok("purpose: %s", t.purpose)
+	ok("time: certificates are valid at %s", stamp(o.Rules.Now))
+	ok("manifest: for %s, version %s, format %s", m.Compatible, m.Version, m.Format)
+	if o.Compatible != "" {
+		ok("compatible: %s", o.Compatible)
+	}
+	if err := b.Check(cmd.Context()); err != nil {
+		return fail(err)
+	}
+	if b.Plain() {
+		ok("payload: signed as a whole")
+	} else {
+		ok("payload: every block and the hash tree")
+	}
+	for i := range m.Images {
+		img := &m.Images[i]
+		ok("image %s: %s, %d bytes, sha256 %x", img.Key(), img.Filename, img.Size, img.SHA256)
+	}
+	if o.Compatible == "" {
+		cmd.Println("not checked: compatible (no --compatible)")
+	}
+	cmd.Println("not checked: floors of version, epoch and time (the device has them)")
+	cmd.Println("not checked: root hashes of the images (checked when they are written to a slot)")
+	return nil
+}
+
+func newBundleExtract() *cobra.Command {
+	var t trust
+	cmd := &cobra.Command{
+		Use:   "extract --keyring F BUNDLE DIR",
+		Short: "verify a bundle and unpack it into a new folder",
+		Args:  cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			rules, err := t.rules()
+			if err != nil {
+				return err
+			}
+			f, err := openBundle(args[0])
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			b, err := bundle.Open(cmd.Context(), f, f.Size(), bundle.Options{Rules: rules, Formats: anyFormat()})
+			if err == nil {
+				err = b.Extract(cmd.Context(), args[1])
+			}
+			if err != nil {
+				return fmt.Errorf("%s: %w", args[0], err)
+			}
+			cmd.Printf("unpacked to %s\n", args[1])
+			return nil
+		},
+	}
+	t.flags(cmd)
+	require(cmd, "keyring")
+	return cmd
+}
