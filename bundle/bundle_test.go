@@ -443,7 +443,7 @@ type writerFunc func(p []byte) (int, error)
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
 // FuzzTrailer opens any bytes. The seeds are fixed, signed bundles of the image
-// content(1, 6000), so that what a worker finds is of use to the next.
+// content(1, 12000), so that what a worker finds is of use to the next.
 func FuzzTrailer(f *testing.F) {
 	read := func(name string) []byte {
 		b, err := os.ReadFile(filepath.Join("testdata", name))
@@ -469,7 +469,7 @@ func FuzzTrailer(f *testing.F) {
 	}
 	f.Add(make([]byte, 9))
 	f.Add(append(make([]byte, 64), 0, 0, 0, 0, 0, 0, 0, 64))
-	want := sha256.Sum256(content(1, 6000))
+	want := sha256.Sum256(content(1, 12000))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if _, err := Peek(bytes.NewReader(b), int64(len(b))); err != nil && verify.CodeOf(err) == verify.IO {
 			t.Fatalf("peek: %v", err)
