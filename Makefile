@@ -6,8 +6,10 @@ FUZZTIME  ?= 10s
 BENCHTIME ?= 1s
 
 GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags='-s -w'
+# /init without inlined functions is 0.3 MB smaller (0.2 MB of it compressed); the decompressors keep theirs.
+INITFLAGS := -gcflags=all=-l -gcflags=github.com/klauspost/...= -gcflags=lifeboat/squashfs=
 
-.PHONY: help setup build test lint fuzz bench size demo run clean distclean
+.PHONY: help setup build build-amd64 build-arm64 test lint fuzz bench size demo run clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -15,10 +17,14 @@ help: ## this list
 setup: ## install what tests and demo need; unpack kernels and peers into build/ (Debian 12, root)
 	@scripts/setup.sh
 
-build: ## bin/{init,bootcount,lifeboat}, and the same for arm64 in bin/linux-arm64/
-	@mkdir -p bin/linux-arm64
-	GOARCH=amd64 $(GOBUILD) -o bin/ ./cmd/...
-	GOARCH=arm64 $(GOBUILD) -o bin/linux-arm64/ ./cmd/...
+build: build-amd64 build-arm64 ## bin/{init,bootcount,lifeboat}, and the same for arm64 in bin/linux-arm64/
+
+build-amd64: OUT = bin
+build-arm64: OUT = bin/linux-arm64
+build-amd64 build-arm64: build-%:
+	@mkdir -p $(OUT)
+	GOARCH=$* $(GOBUILD) $(INITFLAGS) -o $(OUT)/init ./cmd/init
+	GOARCH=$* $(GOBUILD) -o $(OUT)/ ./cmd/bootcount ./cmd/lifeboat
 
 test: setup build ## all tests (PKG=./qemu/... TESTFLAGS=-v for some)
 	$(GO) test -timeout 25m $(TESTFLAGS) $(PKG)
