@@ -12,7 +12,7 @@ import (
 
 const (
 	maxIssuers = 5  // certificates above the signer's, anchor included
-	maxChecks  = 32 // signatures of certificates per verification
+	maxChecks  = 17 // signatures of certificates per verification
 )
 
 // search looks for a chain from a signer to an anchor.

@@ -2,10 +2,12 @@ package verify
 
 import (
 	"bytes"
+	"crypto/elliptic"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/pem"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -69,6 +71,9 @@ func TestChain(t *testing.T) {
 	// A CA under the root, and the same key and name self-signed.
 	vendor := issue(t, "vendor", root, nil, ca)
 	vendorAnchor := issue(t, "vendor", nil, vendor.key, ca)
+	oldCurve := issue(t, "old", root, curve(t, elliptic.P224()), ca)
+	sha1 := func(c *x509.Certificate) { c.SignatureAlgorithm = x509.ECDSAWithSHA1 }
+	oldHash := authority(root, sha1)
 	nul := issue(t, "good\x00evil", root, nil, nil)
 
 	for _, c := range []struct {
@@ -106,6 +111,9 @@ func TestChain(t *testing.T) {
 		{"self-signed of the bundle is no anchor", []*pair{root}, plain(loopA), []*pair{loopA}, Untrusted, 0},
 		{"only the vendor is trusted, its own signer", []*pair{vendorAnchor}, plain(vendor), []*pair{vendor, root}, 0, 2},
 		{"only the vendor is trusted, another's signer", []*pair{vendorAnchor}, plain(middle), []*pair{middle, root}, Untrusted, 0},
+		{"26 CA on P-224", []*pair{root}, plain(oldCurve), []*pair{oldCurve}, Policy, 0},
+		{"24 certificate signed with SHA-1", []*pair{root}, with(root, sha1), nil, Policy, 0},
+		{"24 CA's certificate signed with SHA-1", []*pair{root}, plain(oldHash), []*pair{oldHash}, Policy, 0},
 		{"key identifiers differ", []*pair{issue(t, "root", nil, root.key, edit(ca, keyed("x")))}, plain(issue(t, "root", nil, root.key, edit(ca, keyed("y")))), nil, Untrusted, 0},
 		{"51 intermediate alone is no anchor", []*pair{root}, plain(issue(t, "web", impostor, nil, ca)), nil, Untrusted, 0},
 	} {
@@ -326,10 +334,12 @@ func TestName(t *testing.T) {
 }
 
 func FuzzKeyring(f *testing.F) {
-	root := issue(f, "root", nil, nil, ca)
-	middle := issue(f, "middle", root, nil, ca)
-	f.Add(slices.Concat(pemOf("CERTIFICATE", root.cert.Raw), pemOf("CERTIFICATE", middle.cert.Raw)))
-	f.Add(slices.Concat([]byte("text\n"), pemOf("X509 CRL", []byte{0x30, 0}), pemOf("CERTIFICATE", root.cert.Raw)))
+	seed, err := os.ReadFile("testdata/keyring.pem")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(seed)
+	f.Add(slices.Concat([]byte("text\n"), pemOf("X509 CRL", []byte{0x30, 0}), seed))
 	f.Add([]byte("-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n"))
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, data []byte) {

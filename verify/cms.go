@@ -6,6 +6,7 @@ import (
 	"crypto/subtle"
 	"crypto/x509"
 	"errors"
+	"slices"
 	"time"
 )
 
@@ -21,7 +22,8 @@ const (
 // It is not changed by its methods and may be used concurrently.
 type CMS struct {
 	contentType string
-	content     []byte // nil when detached
+	content     []byte   // nil when detached
+	digests     []string // object identifiers of digestAlgorithms
 	certs       []embedded
 	signers     []signerInfo
 }
@@ -79,7 +81,7 @@ func ReadCMS(der []byte) (*CMS, error) {
 	version := sd.take(tagInteger)
 	digests := cursor{rest: sd.take(tagSet).body}
 	for digests.more() {
-		digests.algorithm()
+		c.digests = append(c.digests, digests.algorithm().oid)
 	}
 	encap := cursor{rest: sd.take(tagSequence).body, err: sd.err}
 	c.contentType = string(encap.take(tagOID).body)
@@ -419,6 +421,9 @@ func (c *CMS) Verify(r Rules, digest func(crypto.Hash) ([]byte, error)) (*Signed
 	how, err := schemeOf(s.digest, s.algorithm)
 	if err != nil {
 		return nil, err
+	}
+	if !slices.Contains(c.digests, s.digest.oid) {
+		return nil, Refuse(Malformed, "CMS: the signer's digest algorithm is not announced")
 	}
 	attrs, err := parseAttributes(s.attrs)
 	if err != nil {

@@ -3,7 +3,6 @@ package verify
 import (
 	"bytes"
 	"crypto"
-	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
@@ -115,6 +114,10 @@ func TestMalformed(t *testing.T) {
 			f.signers[0].unsorted = true
 			f.signers[0].attrs = [][]byte{digestAttr(crypto.SHA256, content), contentTypeAttr(oidData)}
 		}), Malformed},
+		{"digest algorithm not announced", one(func(f *forge) { f.digests = [][]byte{alg(oidSHA512)} }), Malformed},
+		{"digest algorithms of others", one(func(f *forge) { f.digests = [][]byte{alg(oidSHA256), alg(oidSHA512)} }), 0},
+		{"identifier is padded", one(func(f *forge) { f.digests = [][]byte{alg(oidSHA256), alg("\x2a\x80\x01")} }), Malformed},
+		{"identifier is cut off", one(func(f *forge) { f.digests = [][]byte{alg(oidSHA256), alg("\x2a\x81")} }), Malformed},
 		{"CRLs are skipped", one(func(f *forge) { f.crls = tlv(tagSequence) }), 0},
 	} {
 		t.Run(c.name, func(t *testing.T) { check(t, c.der, r, c.want) })
@@ -598,7 +601,7 @@ func TestMutations(t *testing.T) {
 		try(good[:i])
 	}
 	t.Logf("%d of %d mutations accepted, all with the signed content", accepted, total)
-	if accepted > 30 {
+	if accepted > 4 {
 		t.Errorf("%d mutations accepted: too much of a CMS has no meaning", accepted)
 	}
 }
@@ -608,12 +611,12 @@ func TestMutations(t *testing.T) {
 func TestCost(t *testing.T) {
 	// The dearest of keys, and as many CAs of one name as fit.
 	root := issue(t, "root", nil, curve(t, elliptic.P521()), ca)
-	key := curve(t, elliptic.P521())
-	middle := issue(t, "ca", root, key, ca)
+	sameID := edit(ca, func(c *x509.Certificate) { c.SubjectKeyId = []byte("id") })
+	middle := issue(t, "ca", root, curve(t, elliptic.P521()), sameID)
 	signer := issue(t, "signer", middle, curve(t, elliptic.P521()), nil)
 	var others []*x509.Certificate
 	for range 14 {
-		others = append(others, issue(t, "ca", root, curve(t, elliptic.P521()), ca).cert)
+		others = append(others, issue(t, "ca", root, curve(t, elliptic.P521()), sameID).cert)
 	}
 	der, err := Sign(content, false, signer.key, signer.cert, append(others, middle.cert), now)
 	if err != nil {
@@ -667,21 +670,60 @@ func BenchmarkVerify(b *testing.B) {
 	}
 }
 
-func FuzzReadCMS(f *testing.F) {
-	root := issue(f, "root", nil, nil, ca)
-	r := Rules{Keyring: keyringOf(root), Now: now, Trusted: true}
-	for _, key := range []crypto.Signer{p256(f), rsaKey(f, 2048), edKey(f)} {
-		signer := issue(f, "signer", root, key, nil)
-		for _, detached := range []bool{false, true} {
-			der, err := Sign(content, detached, key, signer.cert, []*x509.Certificate{root.cert}, now)
-			if err != nil {
-				f.Fatal(err)
-			}
-			f.Add(der)
+// vectors are the CMS of testdata, all under testdata/keyring.pem: by Sign, and
+// one by Debian's rauc 1.8. The fuzzer needs inputs that stay the same.
+func vectors(t testing.TB) (Rules, map[string][]byte) {
+	t.Helper()
+	data, err := os.ReadFile("testdata/keyring.pem")
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := ParseKeyring(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob("testdata/*.cms")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no vectors: %v", err)
+	}
+	all := make(map[string][]byte)
+	for _, f := range files {
+		if all[filepath.Base(f)], err = os.ReadFile(f); err != nil {
+			t.Fatal(err)
 		}
-		if _, ok := key.(*ecdsa.PrivateKey); ok {
-			odd := forge{certs: [][]byte{signer.cert.Raw}, crls: tlv(tagSequence), signers: []forgedSigner{{by: signer, noAttrs: true}, {by: signer}}}
-			f.Add(odd.der(f, content))
+	}
+	return Rules{Keyring: k, Now: now, Trusted: true}, all
+}
+
+func TestVectors(t *testing.T) {
+	r, all := vectors(t)
+	want := map[string]Code{
+		"p256.cms": 0, "rsa.cms": 0, "ed25519.cms": 0, "rauc-1.8.cms": 0,
+		"detached.cms": Malformed, "two-signers.cms": Threshold,
+	}
+	for name, der := range all {
+		c, err := ReadCMS(der)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		code, known := want[name]
+		if _, err := c.Verify(r, nil); CodeOf(err) != code || !known {
+			t.Errorf("%s: %v, want code %d", name, err, code)
+		}
+	}
+	if len(all) != len(want) {
+		t.Errorf("%d vectors, want %d", len(all), len(want))
+	}
+}
+
+func FuzzReadCMS(f *testing.F) {
+	r, all := vectors(f)
+	signed := make(map[string]bool)
+	for _, der := range all {
+		f.Add(der)
+		if c, err := ReadCMS(der); err == nil {
+			signed[string(c.Unverified())] = true
 		}
 	}
 	f.Add([]byte{0x30, 0x80, 0, 0})
@@ -701,7 +743,7 @@ func FuzzReadCMS(f *testing.F) {
 			digest = func(h crypto.Hash) ([]byte, error) { return sum(h, content), nil }
 		}
 		s, err := c.Verify(r, digest)
-		if err == nil && !c.Detached() && !bytes.Equal(s.Content, content) {
+		if err == nil && !c.Detached() && !signed[string(s.Content)] {
 			t.Fatalf("accepted %q", s.Content)
 		}
 		if CodeOf(err) == IO {

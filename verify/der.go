@@ -116,7 +116,7 @@ func checkValue(v value, depth int) error {
 			return errDER
 		}
 	case tagOID:
-		if len(v.body) == 0 || v.body[len(v.body)-1]&0x80 != 0 {
+		if !minimalOID(v.body) {
 			return errDER
 		}
 	default:
@@ -132,6 +132,18 @@ func minimalInteger(b []byte) bool {
 		return len(b) == 1
 	}
 	return !(b[0] == 0 && b[1] < 0x80 || b[0] == 0xff && b[1] >= 0x80)
+}
+
+// minimalOID: numbers in base 128, none cut off or with leading zeros.
+func minimalOID(b []byte) bool {
+	start := true
+	for _, c := range b {
+		if start && c == 0x80 {
+			return false
+		}
+		start = c < 0x80
+	}
+	return len(b) > 0 && start
 }
 
 // cursor reads the values of a constructed one in turn. The first error stays;

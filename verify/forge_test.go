@@ -126,6 +126,7 @@ type forge struct {
 	outerType   string // of ContentInfo
 	version     []byte // of SignedData
 	contentType string
+	digests     [][]byte
 	detached    bool
 	certs       [][]byte
 	crls        []byte
@@ -177,13 +178,20 @@ func (f forge) der(t testing.TB, content []byte) []byte {
 	if !f.detached {
 		encap = append(encap, tlv(tagContext0, tlv(tagOctetString, content)))
 	}
-	var signers [][]byte
+	var signers, digests [][]byte
 	for _, s := range f.signers {
 		signers = append(signers, s.der(t, content))
+		if s.digestAlg == nil {
+			s.digestAlg = alg(oidSHA256)
+		}
+		digests = append(digests, s.digestAlg)
+	}
+	if f.digests != nil {
+		digests = f.digests
 	}
 	parts := [][]byte{
 		f.version,
-		tlv(tagSet, alg(oidSHA256)),
+		tlv(tagSet, digests...),
 		tlv(tagSequence, encap...),
 	}
 	if f.certs != nil {
