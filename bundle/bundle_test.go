@@ -178,6 +178,10 @@ func TestRefused(t *testing.T) {
 		p, _ := parts(b)
 		return p[:len(p)-int(verity.TreeBlocks(int64(len(p))/verity.BlockSize))*verity.BlockSize]
 	}
+	plain := func(manifest string) []byte {
+		p := plainPayload(manifest)
+		return signed(t, s, p, p, true)
+	}
 	plainManifest := "[update]\ncompatible=demo\n" + image("rootfs", "rootfs.img", img)
 	both := []string{FormatVerity, FormatPlain}
 	join := func(bs ...[]byte) []byte { return bytes.Join(bs, nil) }
@@ -196,7 +200,7 @@ func TestRefused(t *testing.T) {
 		code   verify.Code
 	}{
 		{"good", good, Options{}, 0},
-		{"good plain", signed(t, s, plainPayload(plainManifest), plainPayload(plainManifest), true), Options{Formats: both}, 0},
+		{"good plain", plain(plainManifest), Options{Formats: both}, 0},
 		{"1 empty", nil, Options{}, 20},
 		{"2 short", good[:7], Options{}, 20},
 		{"3 signature length 0", join(payload, trailer(0)), Options{}, 20},
@@ -207,7 +211,7 @@ func TestRefused(t *testing.T) {
 		{"7 byte after CMS", join(payload, cms, []byte{0}, trailer(uint64(len(cms)+1))), Options{}, 20},
 		{"7 byte after the bundle", join(good, []byte{0}), Options{}, 20},
 		{"22 detached signature on verity", signed(t, s, payload, payload, true), Options{}, 20},
-		{"22 detached signature on verity, plain allowed", signed(t, s, plainPayload(manifest), plainPayload(manifest), true), Options{Formats: both}, 20},
+		{"22 detached signature on verity, plain allowed", plain(manifest), Options{Formats: both}, 20},
 		{"23 attached manifest on plain", signed(t, s, plainPayload(plainManifest), []byte(plainManifest), false), Options{Formats: both}, 20},
 		{"31 wrong CA", made(t, &wrong, files, manifest), Options{}, 22},
 		{"40 expired", good, Options{Rules: verify.Rules{Keyring: rules.Keyring, Now: time.Now().AddDate(200, 0, 0)}}, 23},
@@ -216,7 +220,7 @@ func TestRefused(t *testing.T) {
 		{"55 right compatible", good, Options{Compatible: "demo"}, 0},
 		{"56 unknown format", made(t, s, files, strings.Replace(manifest, "format=verity", "format=tar", 1)), Options{}, 31},
 		{"56 crypt", made(t, s, files, strings.Replace(manifest, "format=verity", "format=crypt", 1)), Options{}, 31},
-		{"57 plain while disabled", signed(t, s, plainPayload(plainManifest), plainPayload(plainManifest), true), Options{}, 31},
+		{"57 plain while disabled", plain(plainManifest), Options{}, 31},
 		{"57 verity while disabled", good, Options{Formats: []string{FormatPlain}}, 31},
 		{"60 tree longer than payload", made(t, s, files, strings.Replace(manifest, "@SIZE@", "40960000", 1)), Options{}, 20},
 		{"60 tree longer than it must be", made(t, s, files, strings.Replace(manifest, "@SIZE@", "8192", 1)), Options{}, 20},

@@ -293,11 +293,10 @@ func (m *maker) sign(ctx context.Context, f *os.File) ([]byte, int64, error) {
 	if m.manifest.Format == FormatPlain {
 		return m.signPlain(f, size)
 	}
-	if size%verity.BlockSize != 0 {
-		size += verity.BlockSize - size%verity.BlockSize
-		if err := f.Truncate(size); err != nil {
-			return nil, 0, err
-		}
+	// A tree needs two blocks; RAUC refuses a bundle without one.
+	size = max(2*verity.BlockSize, (size+verity.BlockSize-1)/verity.BlockSize*verity.BlockSize)
+	if err := f.Truncate(size); err != nil {
+		return nil, 0, err
 	}
 	salt, err := m.salt("payload", "", m.file.encode())
 	if err != nil {

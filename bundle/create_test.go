@@ -71,13 +71,14 @@ func TestRAUCReadsOurs(t *testing.T) {
 	for _, bits := range []int{0, 2048} {
 		dir, s := keyFiles(t, bits)
 		for _, format := range allFormats {
-			for _, comp := range []string{"gzip", "xz", "zstd", "lz4"} {
+			for i, comp := range []string{"gzip", "xz", "zstd", "lz4"} {
+				size := []int{700_001, 300, 1 << 20, 40_000}[i]
 				name := strings.Join([]string{s.Release.Cert.PublicKeyAlgorithm.String(), format, comp}, "-")
 				t.Run(name, func(t *testing.T) {
 					tmp := t.TempDir()
 					in := write(t, filepath.Join(tmp, "in"), map[string][]byte{
 						ManifestName: []byte(draft + "[image.app]\nfilename=app.tar\n[bundle]\nformat=" + format + "\n"),
-						"rootfs.img": content(1, 700_001), "app.tar": content(2, 5000), "notes.txt": []byte("left out"),
+						"rootfs.img": content(1, size), "app.tar": content(2, size/3), "notes.txt": []byte("left out"),
 					})
 					out := filepath.Join(tmp, "out.raucb")
 					o := createOptions(s)
