@@ -33,9 +33,9 @@ follows from the name: .gz gzip, .cpio not at all, everything else zstd. The sam
 The time of the build is the earliest that the device believes in: SOURCE_DATE_EPOCH, else the newest
 beginning of validity in the keyring.
 
---features chooses groups of modules: names, changes like "+ahci,-nvme", or "all". There are
+--features chooses groups of modules: names, changes like "+nvme,-erofs", or "all". There are
   virtio scsi nvme ahci mmc verity squashfs erofs ext4 overlay watchdog usb usb2
-and all but ahci, mmc, overlay and usb2 are in it by default.`,
+and by default it has virtio verity squashfs erofs ext4 watchdog usb.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			keyring, err := readKeyring(o.Keyring)
