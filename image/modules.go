@@ -27,7 +27,7 @@ type feature struct {
 }
 
 // features stand in the order in which they are loaded. Those that are not in the default set cost more than most
-// devices want to pay for: with Debian's generic kernel ahci 210 KB, mmc 200, usb2 110, overlay 75, nvme 50, scsi 15,
+// devices want to pay for: with Debian's generic kernel ahci 210 KB, mmc 200, usb2 110, nvme 100, overlay 75, scsi 15,
 // compressed; with its cloud kernel, which has no USB, scsi 165 and ahci 150.
 var features = []feature{
 	{"virtio", true, []string{"virtio_pci", "virtio_mmio", "virtio_blk"}},
