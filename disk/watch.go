@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -12,10 +14,9 @@ import (
 
 // Watcher hears of devices that come and go, from the kernel itself (no udev).
 type Watcher struct {
-	f    *os.File
-	conn interface {
-		Read(f func(fd uintptr) (done bool)) error
-	}
+	f      *os.File
+	conn   syscall.RawConn
+	closed atomic.Bool
 }
 
 // kernelEvents is the multicast group the kernel sends to; group 2 is udev's.
@@ -44,14 +45,16 @@ func Watch() (*Watcher, error) {
 }
 
 // Close ends a Wait that is going on; it returns os.ErrClosed.
-func (w *Watcher) Close() error { return w.f.Close() }
+func (w *Watcher) Close() error {
+	w.closed.Store(true)
+	return w.f.Close()
+}
 
 // Wait returns true as soon as a block or USB device has come, gone or changed since the last call, or
 // when events were lost and it may have; false after timeout. A burst of events is one answer.
 func (w *Watcher) Wait(timeout time.Duration) (bool, error) {
-	if err := w.f.SetReadDeadline(time.Now().Add(timeout)); err != nil {
-		return false, fmt.Errorf("wait for devices: %w", err)
-	}
+	// An error can only mean that w is closed, and then Read fails too.
+	_ = w.f.SetReadDeadline(time.Now().Add(timeout))
 	var (
 		buf  [8192]byte // the kernel's limit is 2 KiB of variables after the path
 		seen bool
@@ -79,6 +82,8 @@ func (w *Watcher) Wait(timeout time.Duration) (bool, error) {
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return seen, nil
+	case w.closed.Load(): // the poller's own error for this is not exported
+		return seen, fmt.Errorf("wait for devices: %w", os.ErrClosed)
 	case err != nil:
 		return seen, fmt.Errorf("wait for devices: %w", err)
 	case rerr != nil:
