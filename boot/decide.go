@@ -60,6 +60,7 @@ type Facts struct {
 	Prefer   string                   // slot that the kernel command line prefers
 	Rescue   bool                     // rescue is asked for
 	Retry    bool                     // in rescue: it is a slot's turn
+	Fresh    string                   // slot that rescue filled in this boot
 	ReadOnly bool                     // the record cannot be written
 	Blind    bool                     // the record cannot be read either
 	Chance   uint64                   // drawn anew at each boot; used when Blind
@@ -169,8 +170,23 @@ func Absorb(s State, f Facts, p Policy) (next State, look, attest []string) {
 			}
 		case seal.Manifest == e.Manifest:
 			// The entry stands as it was, also when an install was cut before its wipe.
-			if r := seal.reason(); r != status.None {
+			repaired := noted && seal.Manifest == s.Install.Manifest && accused(e.Reason)
+			if repaired && seal.Whole == WholeUnread {
+				// The same bundle was to be written over what was damaged; nobody knows how far that came.
+				attest = append(attest, slot)
+				continue
+			}
+			switch r := seal.reason(); {
+			case r != status.None:
 				e.Reason = r
+			case repaired:
+				e = s.again(e, p)
+			case accused(e.Reason) && (e.Reason != status.VerityError || seal.Whole == WholeRight):
+				// What stood against the slot does so no more.
+				e.Reason = status.None
+				if e.Tries == 0 {
+					e.Reason = status.Exhausted
+				}
 			}
 			e.Local = seal.Local
 		case noted && seal.Manifest == s.Install.Manifest:
@@ -179,10 +195,7 @@ func Absorb(s State, f Facts, p Policy) (next State, look, attest []string) {
 				continue
 			}
 			s = s.adopt(slot, seal, p)
-			if seal.Whole == WholeDamaged {
-				i := s.index(slot)
-				s.Slots[i] = Entry{Slot: slot, Reason: status.SealFalse}
-			} else if s.newest(slot, p) {
+			if seal.Whole == WholeRight && s.newest(slot, p) {
 				s.toFront(slot)
 			}
 			s.Install = Install{}
@@ -209,16 +222,32 @@ func Absorb(s State, f Facts, p Policy) (next State, look, attest []string) {
 	return s, look, attest
 }
 
-// adopt makes the entry speak about what the seal says: as new, never good.
+// accused reports whether a reason speaks about what was found on the slot, not about the system in it.
+func accused(r status.Reason) bool {
+	return r == status.SealMissing || r == status.SealFalse || r == status.Unreadable || r == status.VerityError
+}
+
+// again gives an entry its tries again: another round (rules 9, 13).
+func (s State) again(e Entry, p Policy) Entry {
+	e.Tries, e.Ends, e.EndedSo, e.LastEnd, e.Reason, e.Excluded = p.Attempts, 0, false, status.None, status.None, false
+	if e.Good {
+		e.Tries = p.ConfirmedAttempts
+	}
+	return e
+}
+
+// adopt makes the entry speak about what the seal says: as new, never good, and with what stands against the slot.
 func (s State) adopt(slot string, seal Seal, p Policy) State {
-	s.set(fresh(slot, seal, p))
+	e := fresh(slot, seal, p)
+	e.Reason = seal.reason()
+	s.set(e)
 	s.log(p, status.EventAdopted, slot, status.None, 0, seal.Manifest)
 	return s
 }
 
 func fresh(slot string, seal Seal, p Policy) Entry {
 	return Entry{
-		Slot: slot, Manifest: seal.Manifest, Version: seal.Version, Epoch: seal.Epoch, Created: seal.Created,
+		Slot: slot, Manifest: seal.Manifest, Version: seal.Version[:min(len(seal.Version), MaxVersion)], Epoch: seal.Epoch, Created: seal.Created,
 		Local: seal.Local, Tries: p.Attempts,
 	}
 }
@@ -274,11 +303,6 @@ func Decide(s State, f Facts, p Policy) Decision {
 	}
 	wish := s.Wish
 	s.Wish = ""
-	if f.Retry {
-		if d, ok := s.retry(f, p); ok {
-			return d
-		}
-	}
 	if f.ReadOnly {
 		return s.readOnly(f, p)
 	}
@@ -399,8 +423,13 @@ const freeRounds = 3
 // backoff returns how many boots pass until the next try: 8, 16, ... 1024.
 func backoff(n uint8) uint64 { return 8 << min(n, 7) }
 
-// rescue says that nothing qualifies.
+// rescue says that nothing qualifies, or takes a slot when it is a slot's turn.
 func (s State) rescue(f Facts, p Policy) Decision {
+	if f.Retry && !f.Rescue {
+		if d, ok := s.retry(f, p); ok {
+			return d
+		}
+	}
 	d := Decision{Action: GoRescue, Reason: status.NoSlot}
 	if f.Rescue {
 		d.Reason = status.Requested
@@ -412,17 +441,19 @@ func (s State) rescue(f Facts, p Policy) Decision {
 	return d
 }
 
-// retry takes the next slot in turn, best first (rule 18).
-func (s State) retry(f Facts, p Policy) (Decision, bool) {
+// Retries reports whether there is a slot that rescue may try in its turn (rule 18).
+func Retries(s State, f Facts, p Policy) bool {
+	s, _, _ = Absorb(s, f, p)
+	return len(s.turns(f, p)) > 0
+}
+
+func (s State) turns(f Facts, p Policy) []Entry {
 	var turns []Entry
 	for _, e := range s.Slots {
 		seal := f.Seals[e.Slot]
 		if s.retryable(e, p) && (seal.Status == SealUnknown || seal.Status == SealValid || seal.Status == SealUnreadable) {
 			turns = append(turns, e)
 		}
-	}
-	if len(turns) == 0 {
-		return Decision{}, false
 	}
 	slices.SortStableFunc(turns, func(a, b Entry) int {
 		if a.Good != b.Good {
@@ -433,8 +464,21 @@ func (s State) retry(f Facts, p Policy) (Decision, bool) {
 		}
 		return version.Compare(b.Version, a.Version)
 	})
+	return turns
+}
+
+// retry takes the next slot in turn, best first. Where the turn cannot be recorded, it is drawn by chance: a broken
+// best slot would else be retried for ever.
+func (s State) retry(f Facts, p Policy) (Decision, bool) {
+	turns := s.turns(f, p)
+	if len(turns) == 0 {
+		return Decision{}, false
+	}
 	at := slices.IndexFunc(turns, func(e Entry) bool { return e.Slot == s.Rescue.Slot })
 	slot := turns[(at+1)%len(turns)].Slot
+	if f.ReadOnly {
+		slot = turns[f.Chance%uint64(len(turns))].Slot
+	}
 	s.Rescue.Slot, s.Rescue.Stick = slot, false
 	if s.Rescue.Waits < 8 {
 		s.Rescue.Waits++
@@ -455,6 +499,15 @@ func (s State) readOnly(f Facts, p Policy) Decision {
 			may = append(may, e)
 		}
 	}
+	if i := s.index(f.Fresh); i >= 0 && (f.Blind || len(may) == 0) {
+		// Somebody stands there with a stick, and nothing else can be vouched for.
+		if _, failed := f.Failed[f.Fresh]; !failed && f.Seals[f.Fresh].Status == SealValid && s.admits(s.Slots[i], p) {
+			return s.start(Decision{Action: Boot, Slot: f.Fresh}, p)
+		}
+	}
+	if f.Rescue {
+		return s.rescue(f, p)
+	}
 	if len(may) == 0 {
 		if unseen := s.unseen(f, p); f.Blind && len(unseen) > 0 {
 			return Decision{Action: Look, Slots: unseen}
@@ -473,9 +526,12 @@ func Rebuild(seals map[string]Seal, p Policy) State {
 	var s State
 	all := true
 	for _, slot := range p.Slots {
-		if seal := seals[slot]; seal.Status == SealValid {
+		switch seal := seals[slot]; seal.Status {
+		case SealValid:
 			s.Slots = append(s.Slots, fresh(slot, seal, p))
-		} else {
+		case SealMissing:
+			// Readable: nothing is there that could be lower.
+		default:
 			all = false
 		}
 	}

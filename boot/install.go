@@ -99,8 +99,15 @@ func Target(s State, f Facts, o Offer, running string, p Policy) TargetChoice {
 	}
 	var good []string
 	for _, e := range s.Slots {
-		if e.Good && stays(e) {
+		// One that could not be read today may be read tomorrow.
+		if e.Good && (stays(e) || sealed(e) && s.admits(e, p) && f.Seals[e.Slot].Status == SealUnreadable && f.Seals[e.Slot].Whole != WholeDamaged) {
 			good = append(good, e.Slot)
+		}
+	}
+	if len(good) == 1 {
+		// It is kept for its own sake only if it is what it says.
+		if e := s.Entry(good[0]); e.Reason == status.VerityError && f.Seals[e.Slot].Status == SealValid && f.Seals[e.Slot].Whole == WholeUnread && e.Slot != running {
+			return TargetChoice{Attest: []string{e.Slot}}
 		}
 	}
 	free := may
@@ -157,9 +164,7 @@ func Installed(s State, target string, seal Seal, p Policy) State {
 	e := fresh(target, seal, p)
 	if old := s.Entry(target); old.Manifest == seal.Manifest {
 		e.Good, e.Booted = old.Good, old.Booted
-		if e.Good {
-			e.Tries = p.ConfirmedAttempts
-		}
+		e = s.again(e, p)
 	}
 	s.set(e)
 	s.toFront(target)

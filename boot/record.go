@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"slices"
 
 	"lifeboat/status"
 )
@@ -32,6 +31,7 @@ const (
 	recordMagic  = "LIFEBOAT"
 	recordHeader = 24
 	fieldHeader  = 4
+	eventSize    = 16
 )
 
 const (
@@ -47,6 +47,7 @@ const (
 	fieldLast     = 10
 	fieldUnproven = 11
 	fieldEvents   = 12
+	fieldNames    = 13
 )
 
 var (
@@ -98,7 +99,8 @@ func (w *writer) field(kind uint8, body func(*writer)) {
 }
 
 // Encode returns the record of s, RecordSize bytes. It fails when s breaks a limit of this package; what the other
-// functions of this package return never does.
+// functions of this package return never does. Where a newer writer's fields leave too little room, the oldest events
+// go: a device that could not write its state would be worse off than one without history.
 func (s State) Encode() ([]byte, error) {
 	if len(s.Slots) > MaxSlots || len(s.Falls) > MaxFalls || len(s.Guards) > MaxGuards || len(s.Events) > MaxEvents {
 		return nil, fmt.Errorf("encode state record: too many entries")
@@ -153,7 +155,17 @@ func (s State) Encode() ([]byte, error) {
 			w.raw(e.Manifest[:])
 		}
 	})
+	w.field(fieldNames, func(w *writer) {
+		for _, n := range s.Names {
+			w.str(n.Slot)
+			w.str(n.Bootname)
+		}
+	})
 	w.raw(s.unknown)
+	if over := len(w.b) - RecordSize; over > 0 && len(s.Events) > 0 {
+		s.Events = s.Events[min((over+eventSize-1)/eventSize, len(s.Events)):]
+		return s.Encode()
+	}
 	if len(w.b) > RecordSize {
 		return nil, fmt.Errorf("encode state record: %d bytes do not fit", len(w.b))
 	}
@@ -204,7 +216,9 @@ func Decode(b []byte) (State, error) {
 	if recordCRC(b) != binary.LittleEndian.Uint32(b[12:]) {
 		return State{}, fmt.Errorf("%w: checksum", ErrRecord)
 	}
-	if f := binary.LittleEndian.Uint16(b[8:]); f != Format {
+	if f := binary.LittleEndian.Uint16(b[8:]); f == 0 {
+		return State{}, fmt.Errorf("%w: format 0", ErrRecord)
+	} else if f > Format {
 		return State{}, fmt.Errorf("%w (%d; this is %d)", ErrNewer, f, Format)
 	}
 	n := int(binary.LittleEndian.Uint16(b[10:]))
@@ -274,15 +288,19 @@ func Decode(b []byte) (State, error) {
 				copy(e.Manifest[:], r.raw(8))
 				s.Events = append(s.Events, e)
 			}
+		case fieldNames:
+			for len(r.b) > 0 && !r.bad {
+				s.Names = append(s.Names, Name{r.str(MaxSlot), r.str(MaxSlot)})
+			}
 		default:
 			s.unknown = append(s.unknown, start[:fieldHeader+len(body)]...)
 		}
-		if r.bad || len(r.b) > 0 && kind <= fieldEvents && kind > 0 && !slices.Contains([]uint8{fieldFalls, fieldGuards, fieldEvents}, kind) {
+		if r.bad || len(r.b) > 0 && kind <= fieldNames && kind > 0 {
 			// A known field of another length is not of this format.
 			return State{}, fmt.Errorf("%w: field %d", ErrRecord, kind)
 		}
 	}
-	if rest.bad || len(s.Falls) > MaxFalls || len(s.Guards) > MaxGuards || len(s.Events) > MaxEvents {
+	if rest.bad || len(s.Falls) > MaxFalls || len(s.Guards) > MaxGuards || len(s.Events) > MaxEvents || len(s.Names) > MaxSlots {
 		return State{}, fmt.Errorf("%w: fields", ErrRecord)
 	}
 	return s, nil

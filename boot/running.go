@@ -23,6 +23,7 @@ func Good(s State, slot string, p Policy) (State, error) {
 		return s, fmt.Errorf("slot %s has no entry in the state record", slot)
 	}
 	e := &s.Slots[i]
+	news := !e.Good || e.Reason != status.None || e.Excluded || s.Unproven // else a boot like any other, which must not fill the history
 	e.Good, e.Excluded, e.Tries, e.Reason = true, false, p.ConfirmedAttempts, status.None
 	e.Ends, e.EndedSo, e.LastEnd = 0, false, status.None
 	s.Falls = slices.DeleteFunc(s.Falls, func(f Fall) bool { return f.Manifest == e.Manifest })
@@ -39,7 +40,9 @@ func Good(s State, slot string, p Policy) (State, error) {
 	}
 	s.raiseFloors(p)
 	s.Floors.Time = max(s.Floors.Time, s.Slots[i].Created)
-	s.log(p, status.EventGood, slot, status.None, 0, s.Slots[i].Manifest)
+	if news {
+		s.log(p, status.EventGood, slot, status.None, 0, s.Slots[i].Manifest)
+	}
 	return s, nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"slices"
 
+	"lifeboat/config"
 	"lifeboat/status"
 	"lifeboat/version"
 )
@@ -36,8 +37,9 @@ type State struct {
 	Cuts     uint8   // boots in a row that ended between mark and commit
 	Wish     string  // slot to be booted once
 	Rescue   Rescue
-	Last     Last // what the last boot started
-	Unproven bool // both records were lost and no slot has said good since (rule 19)
+	Last     Last   // what the last boot started
+	Unproven bool   // both records were lost and no slot has said good since (rule 19)
+	Names    []Name // the configured boot slots in their order, for who reads the record without the configuration
 	Events   []Event
 	unknown  []byte // fields of a newer writer, kept as they are
 }
@@ -119,6 +121,9 @@ type Last struct {
 	Trial bool
 }
 
+// Name is a slot's name and its bootname: "rootfs.0", "A".
+type Name struct{ Slot, Bootname string }
+
 // Event is one line of history. 16 bytes in the record.
 type Event struct {
 	Boot     uint32
@@ -134,7 +139,7 @@ const NoSlot = 255
 
 const (
 	MaxVersion = 64 // bytes of a version
-	MaxSlot    = 24 // bytes of a slot's name
+	MaxSlot    = 24 // bytes of a slot's name, and of a bootname
 	MaxSlots   = 4
 	MaxFalls   = 16
 	MaxGuards  = 8
@@ -144,10 +149,32 @@ const (
 // Policy is what the configuration says about booting.
 type Policy struct {
 	Slots             []string // the bootable slots, in the order of the configuration; at most MaxSlots
+	Bootnames         []string // of Slots, one each
 	Attempts          uint8    // tries of a system that has not said good
 	ConfirmedAttempts uint8    // tries of one that has
 	Secure            bool     // fallback=secure
 	Floors            Floors   // built in
+}
+
+// PolicyOf returns what a configuration says. floor is the time that is built into the initramfs, seconds since 1970.
+func PolicyOf(c *config.Config, floor int64) Policy {
+	p := Policy{
+		Attempts: uint8(c.BootAttempts), ConfirmedAttempts: uint8(c.ConfirmedAttempts),
+		Secure: c.Fallback == "secure", Floors: Floors{Time: floor},
+	}
+	for _, s := range c.BootSlots() {
+		p.Slots = append(p.Slots, s.Name)
+		p.Bootnames = append(p.Bootnames, s.Bootname)
+	}
+	return p
+}
+
+// Bootname returns a slot's bootname.
+func (p Policy) Bootname(slot string) string {
+	if i := slices.Index(p.Slots, slot); i >= 0 && i < len(p.Bootnames) {
+		return p.Bootnames[i]
+	}
+	return ""
 }
 
 // Ordinal returns the place of a slot in the configuration, NoSlot if it has none.
@@ -164,6 +191,7 @@ func (s State) Clone() State {
 	s.Falls = slices.Clone(s.Falls)
 	s.Guards = slices.Clone(s.Guards)
 	s.Events = slices.Clone(s.Events)
+	s.Names = slices.Clone(s.Names)
 	s.unknown = slices.Clone(s.unknown)
 	return s
 }
@@ -213,6 +241,10 @@ func (s *State) arrange(p Policy) {
 			s.Slots = append(s.Slots, Entry{Slot: slot})
 		}
 	}
+	s.Names = nil
+	for _, slot := range p.Slots {
+		s.Names = append(s.Names, Name{slot, p.Bootname(slot)})
+	}
 }
 
 // floors returns the record's floors or the built-in ones, whichever are higher, each for itself.
@@ -244,8 +276,8 @@ func (s *State) log(p Policy, kind status.Kind, slot string, r status.Reason, co
 	}
 }
 
-// Status returns the record as boot.json and `inspect --json` show it. bootname maps slot names to boot names.
-func (s State) Status(p Policy, bootname func(string) string) status.State {
+// Status returns the record as boot.json and `inspect --json` show it.
+func (s State) Status(p Policy) status.State {
 	f := s.floors(p)
 	out := status.State{
 		Sequence: s.Sequence, Boot: s.Boot, Format: Format,
@@ -254,7 +286,7 @@ func (s State) Status(p Policy, bootname func(string) string) status.State {
 	}
 	for _, e := range s.Slots {
 		v := status.Slot{
-			Slot: e.Slot, Bootname: bootname(e.Slot), ManifestHash: e.Manifest.String(), Version: e.Version,
+			Slot: e.Slot, Bootname: p.Bootname(e.Slot), ManifestHash: e.Manifest.String(), Version: e.Version,
 			Epoch: e.Epoch, Tries: int(e.Tries), Good: e.Good, Excluded: e.Excluded, Reason: e.Reason.String(),
 		}
 		if s.Install.Target == e.Slot {

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -363,26 +362,13 @@ func firstState(dev disk.Device, sealed map[string]boot.Seal, c *config.Config) 
 	if _, _, err := store.Load(); !errors.Is(err, boot.ErrLost) {
 		return cmp.Or(err, errors.New("the new state partition is not empty"))
 	}
-	state := boot.Factory(sealed, policy(c))
+	state := boot.Factory(sealed, boot.PolicyOf(c, 0))
 	for range 2 {
 		if state, err = store.Commit(state); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// policy is what the configuration says about booting, without the floors that are built into an initramfs.
-func policy(c *config.Config) boot.Policy {
-	p := boot.Policy{
-		Attempts:          uint8(min(c.BootAttempts, math.MaxUint8)),
-		ConfirmedAttempts: uint8(min(c.ConfirmedAttempts, math.MaxUint8)),
-		Secure:            c.Fallback == "secure",
-	}
-	for _, s := range c.BootSlots() {
-		p.Slots = append(p.Slots, s.Name)
-	}
-	return p
 }
 
 func writeGPT(f *os.File, compatible string, places []Place, size int64) error {

@@ -131,36 +131,29 @@ func inspectDisk(dev *disk.File, parts []disk.Partition, o InspectOptions) (*Dis
 	if o.Config != nil {
 		names = o.Config.BootSlots()
 	} else {
-		for _, e := range state.Slots {
-			names = append(names, config.Slot{Name: e.Slot})
+		for _, n := range state.Names {
+			names = append(names, config.Slot{Name: n.Slot, Bootname: n.Bootname})
 		}
 		for _, p := range parts {
 			if hasSeal(dev, p) && !slices.ContainsFunc(names, func(s config.Slot) bool { return s.Name == p.Name }) {
 				names = append(names, config.Slot{Name: p.Name})
 			}
 		}
-		slices.SortFunc(names, func(a, b config.Slot) int { return bySlot(a.Name, b.Name) })
 	}
 	if !found && len(names) == 0 {
 		return nil, false
 	}
 	p := boot.Policy{}
 	if o.Config != nil {
-		p = policy(o.Config)
+		p = boot.PolicyOf(o.Config, 0)
 	} else {
 		for _, s := range names {
 			p.Slots = append(p.Slots, s.Name)
+			p.Bootnames = append(p.Bootnames, s.Bootname)
 		}
-	}
-	bootname := func(slot string) string {
-		if o.Config == nil {
-			return ""
-		}
-		s, _ := o.Config.SlotByName(slot)
-		return s.Bootname
 	}
 	if stateErr == nil {
-		s := state.Status(p, bootname)
+		s := state.Status(p)
 		view.State = &s
 	} else {
 		view.StateError = stateErr.Error()
@@ -191,13 +184,6 @@ func isDevice(p disk.Partition, device, label string) bool {
 	}
 	_, index, ok := splitDevice(device)
 	return ok && p.Index == index && (p.Name == "" || p.Name == label)
-}
-
-// bySlot orders names like a configuration does: by class, then by number.
-func bySlot(a, b string) int {
-	classA, indexA, _ := strings.Cut(a, ".")
-	classB, indexB, _ := strings.Cut(b, ".")
-	return cmp.Or(strings.Compare(classA, classB), len(indexA)-len(indexB), strings.Compare(indexA, indexB))
 }
 
 func hasSeal(dev *disk.File, p disk.Partition) bool {

@@ -142,7 +142,11 @@ func (d *Device) attest(ctx context.Context, slot string, whole bool, seal []byt
 		d.Say(fmt.Sprintf("slot %s cannot be judged: %v", d.Name(slot), err))
 		return attested{Seal: boot.Seal{Status: boot.SealUnreadable}}, nil
 	case a.attested == nil:
-		d.Say(fmt.Sprintf("slot %s cannot be judged: %s", d.Name(slot), a.err.Text))
+		why := "the attester said nothing of it"
+		if a.err != nil {
+			why = a.err.Text
+		}
+		d.Say(fmt.Sprintf("slot %s cannot be judged: %s", d.Name(slot), why))
 		return attested{Seal: boot.Seal{Status: boot.SealUnreadable}}, nil
 	case a.err != nil:
 		d.Say(fmt.Sprintf("slot %s: %s", d.Name(slot), a.err.Text))

@@ -69,6 +69,7 @@ type Device struct {
 
 	Report *status.Report // what happened is added to it
 
+	reason   status.Reason // why the device is in rescue
 	state    boot.State
 	facts    boot.Facts
 	geometry map[string]slots.Facts
@@ -227,7 +228,7 @@ func (d *Device) try(ctx context.Context) (Started, bool) {
 		}
 		if dec.Action == boot.GoRescue {
 			d.Say(status.RescueLine(dec.Reason))
-			d.facts.Retry = false
+			d.reason, d.facts.Retry = dec.Reason, false
 			return Started{}, false
 		}
 		d.phase("commit")
@@ -402,17 +403,20 @@ func (d *Device) install(ctx context.Context, o offer, rescue bool) bool {
 			d.failed(o, err, false)
 			return false
 		}
-		if !d.commit(boot.Note(d.state, t.Slot, o.Offer, d.Policy)) {
+		if !d.keep(o, boot.Note(d.state, t.Slot, o.Offer, d.Policy), rescue) {
 			return false
 		}
 		if !d.write(ctx, o, t.Slot) {
 			return false
 		}
 	}
-	if !d.commit(boot.Installed(d.state, t.Slot, d.facts.Seals[t.Slot], d.Policy)) {
+	if !d.keep(o, boot.Installed(d.state, t.Slot, d.facts.Seals[t.Slot], d.Policy), rescue) {
 		return false
 	}
 	delete(d.facts.Failed, t.Slot)
+	if rescue {
+		d.facts.Fresh = t.Slot
+	}
 	d.Say(status.InstalledLine(o.Offer.Version, d.Name(t.Slot)))
 	d.Report.Installed = append(d.Report.Installed, status.Installed{
 		File: o.Path, Version: o.Offer.Version, Slot: t.Slot, Bootname: d.Bootname(t.Slot), ManifestHash: o.Offer.Manifest.String(),
@@ -425,14 +429,31 @@ const (
 	codeIO     = 40
 )
 
-// write does flush points 2 to 4: wipe, image and tree and attest, seal.
-func (d *Device) write(ctx context.Context, o offer, slot string) bool {
-	d.Say(status.InstallingLine(o.Offer.Version, d.Name(slot)))
-	d.facts.Seals[slot] = boot.Seal{Status: boot.SealMissing}
-	if err := d.Slots.Wipe(slot); err != nil {
-		d.failed(o, Refusal{Path: o.Path, Code: codeIO, Text: err.Error()}, true)
+// keep commits a step of an install. In rescue a device whose state partition is dead is repaired all the same: the
+// slot says itself what it is.
+func (d *Device) keep(o offer, s boot.State, rescue bool) bool {
+	if d.commit(s) {
+		return true
+	}
+	if !rescue {
+		d.refuse(o.Path, codeIO, "the boot state cannot be written")
 		return false
 	}
+	d.state = s
+	return true
+}
+
+// write does flush points 2 to 4: wipe, image and tree and attest, seal. The check of every boot follows: what counts is
+// the seal that lies on the slot.
+func (d *Device) write(ctx context.Context, o offer, slot string) bool {
+	d.Say(status.InstallingLine(o.Offer.Version, d.Name(slot)))
+	if err := d.Slots.Wipe(slot); err != nil {
+		// The old seal may still be there, and then the entry stands.
+		d.look(ctx, []string{slot})
+		d.failed(o, Refusal{Path: o.Path, Code: codeIO, Text: err.Error()}, d.facts.Seals[slot].Status == boot.SealMissing)
+		return false
+	}
+	d.facts.Seals[slot] = boot.Seal{Status: boot.SealMissing}
 	a, err := d.bundleJob(ctx, RoleInstall, o.src, o.Found, slot, d.Progress)
 	if err == nil {
 		err = d.Slots.Sync(slot)
@@ -454,7 +475,12 @@ func (d *Device) write(ctx context.Context, o offer, slot string) bool {
 		d.failed(o, err, true)
 		return false
 	}
-	d.learn(slot, att)
+	d.facts.Seals[slot] = att.Seal
+	d.look(ctx, []string{slot})
+	if s := d.facts.Seals[slot]; s.Status != boot.SealValid || s.Manifest != o.Offer.Manifest {
+		d.failed(o, Refusal{Path: o.Path, Code: codeIO, Text: "the seal that was read back from the slot is not what was written"}, true)
+		return false
+	}
 	return true
 }
 
@@ -481,20 +507,25 @@ const maxWait = time.Hour
 // wait is rescue: it looks for a stick until one was installed, or until it is a slot's turn (rule 18).
 func (d *Device) wait(ctx context.Context) {
 	d.look(ctx, d.Policy.Slots)
+	retries := boot.Retries(d.state, d.facts, d.Policy)
 	until := time.Now().Add(min(d.RescueRetry<<min(d.state.Rescue.Waits, 8), maxWait))
-	if d.Outside != nil && !d.state.Rescue.Stick {
+	if d.Outside != nil && !(d.state.Rescue.Stick && retries) {
 		if d.sticks(ctx, until) {
 			d.facts.Rescue, d.facts.Failed = false, map[string]status.Reason{}
 			return
 		}
 	} else {
-		// The last stick ended the boot: this turn is a slot's alone.
+		// The last stick ended the boot: this turn is a slot's alone, and soon, for the stick's comes after it.
+		if d.Outside != nil {
+			until = time.Now().Add(min(d.RescueRetry, maxWait))
+		}
 		d.screen(nil, until)
 		sleep(ctx, time.Until(until))
 		d.state.Rescue.Stick = false
 	}
 	d.facts.Retry = !d.facts.Rescue
 	d.facts.Rescue, d.facts.Failed = false, map[string]status.Reason{}
+	d.facts.Chance++
 }
 
 // sticks looks at what is plugged in, and at every change of it, until the time has come. It reports whether a bundle
@@ -541,6 +572,9 @@ func sleep(ctx context.Context, t time.Duration) {
 
 func (d *Device) screen(sources []Source, until time.Time) {
 	if d.Screen != nil {
-		d.Screen(Rescue{Reason: status.NoSlot, State: d.state.Status(d.Policy, d.Bootname), Sources: sources, Refused: d.Report.Refused, Retry: until})
+		if d.reason == status.NoSlot && !boot.Retries(d.state, d.facts, d.Policy) {
+			until = time.Time{}
+		}
+		d.Screen(Rescue{Reason: d.reason, State: d.state.Status(d.Policy), Sources: sources, Refused: d.Report.Refused, Retry: until})
 	}
 }

@@ -74,13 +74,26 @@ func (s *Store) Load() (boot.State, boot.LoaderView, error) {
 }
 
 // Commit writes the older copy and flushes it, as boot.Store says. It refuses a State that was not made from the
-// newest record: somebody else wrote in between, or it was never loaded.
+// newest record: somebody else wrote in between, or it was never loaded. Writers that run at the same time have to lock
+// besides.
 func (s *Store) Commit(st boot.State) (boot.State, error) {
 	if !s.loaded {
 		return st, errors.New("commit of the boot state before it was loaded")
 	}
 	if st.Sequence != s.newest.Sequence {
 		return st, fmt.Errorf("the boot state was changed by somebody else (sequence %d, expected %d)", s.newest.Sequence, st.Sequence)
+	}
+	for n := range 2 {
+		b := make([]byte, boot.RecordSize)
+		if _, err := s.dev.ReadAt(b, s.offset(n)); err != nil {
+			continue // as in Load: the other copy counts
+		}
+		switch now, err := boot.Decode(b); {
+		case errors.Is(err, boot.ErrNewer):
+			return st, fmt.Errorf("copy %d: %w", n+1, err)
+		case err == nil && now.Sequence > s.newest.Sequence:
+			return st, fmt.Errorf("the boot state was changed by somebody else (sequence %d, expected %d)", now.Sequence, st.Sequence)
+		}
 	}
 	times := 1
 	if Stricter(s.newest, st) {

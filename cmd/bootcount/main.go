@@ -112,14 +112,7 @@ func open(dir string) (*session, error) {
 	if s.cfg, err = config.Parse(b); err != nil {
 		return nil, fmt.Errorf("system.conf: %w", err)
 	}
-	f := s.report.State.Floors
-	s.policy = boot.Policy{
-		Attempts: uint8(s.cfg.BootAttempts), ConfirmedAttempts: uint8(s.cfg.ConfirmedAttempts), Secure: s.cfg.Fallback == "secure",
-		Floors: boot.Floors{Time: f.Time},
-	}
-	for _, c := range s.cfg.BootSlots() {
-		s.policy.Slots = append(s.policy.Slots, c.Name)
-	}
+	s.policy = boot.PolicyOf(s.cfg, s.report.State.Floors.Time)
 	if s.report.StateDev == "" {
 		return s, nil
 	}
@@ -144,12 +137,7 @@ func (s *session) close() {
 	}
 }
 
-func (s *session) bootname(slot string) string {
-	c, _ := s.cfg.SlotByName(slot)
-	return c.Bootname
-}
-
-func (s *session) name(slot string) string { return status.SlotName(slot, s.bootname(slot)) }
+func (s *session) name(slot string) string { return status.SlotName(slot, s.policy.Bootname(slot)) }
 
 // change makes one record.
 func (s *session) change(out io.Writer, what, slot string, force bool) error {
@@ -229,7 +217,7 @@ func reboot() error {
 // show prints boot.json with the state as it is now.
 func (s *session) show(out io.Writer, asJSON bool) error {
 	if s.store != nil {
-		s.report.State = s.state.Status(s.policy, s.bootname)
+		s.report.State = s.state.Status(s.policy)
 	}
 	if asJSON {
 		e := json.NewEncoder(out)

@@ -126,23 +126,17 @@ func (d *device) configure() error {
 
 // device wires the rooms.
 func (d *device) device() *update.Device {
-	policy := boot.Policy{
-		Attempts: uint8(d.cfg.BootAttempts), ConfirmedAttempts: uint8(d.cfg.ConfirmedAttempts), Secure: d.cfg.Fallback == "secure",
-		Floors: boot.Floors{Time: d.trust.Floor},
-	}
 	u := &update.Device{
-		Store: d.store(), Trust: d.trust, Class: d.cfg.BootSlots()[0].Class, Slots: &slotDoor{d: d},
+		Store: d.store(), Policy: boot.PolicyOf(d.cfg, d.trust.Floor), Trust: d.trust, Class: d.cfg.BootSlots()[0].Class, Slots: &slotDoor{d: d},
 		Crew: &crew{d: d}, Say: d.con.say, Screen: d.rescueScreen, Phase: d.clock.phase, Report: d.report,
 		Rescue: d.cmd.Rescue, RescueRetry: d.cfg.RescueRetry, Chance: chance(),
 		Name: d.slotName, Bootname: d.bootname, Progress: d.con.progress(),
 	}
 	for _, s := range d.cfg.BootSlots() {
-		policy.Slots = append(policy.Slots, s.Name)
 		if b, ok := d.found.slots[s.Name]; ok && (u.Room == 0 || b.Size < u.Room) {
 			u.Room = b.Size
 		}
 	}
-	u.Policy = policy
 	if s, ok := d.cfg.SlotByName(d.cmd.Slot); ok {
 		u.Prefer = s.Name
 	} else if d.cmd.Slot != "" {

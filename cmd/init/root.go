@@ -169,13 +169,9 @@ func (d *device) handOver(s update.Started) {
 
 // leave writes /run/lifeboat.
 func (d *device) leave(s update.Started) error {
-	policy := boot.Policy{Floors: boot.Floors{Time: d.trust.Floor}}
-	for _, c := range d.cfg.BootSlots() {
-		policy.Slots = append(policy.Slots, c.Name)
-	}
 	e := s.State.Entry(s.Slot)
 	r := d.report
-	r.State = s.State.Status(policy, d.bootname)
+	r.State = s.State.Status(boot.PolicyOf(d.cfg, d.trust.Floor))
 	if d.found.state.Name != "" {
 		r.StateDev = d.found.state.Path()
 	}
