@@ -5,11 +5,14 @@ package scene
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"lifeboat/bundle"
@@ -100,8 +103,9 @@ func Config(changes map[string]string) string {
 		{"slot.rootfs.1", "device", "PARTLABEL=rootfs.1"},
 		{"slot.rootfs.1", "bootname", "B"},
 	}
-	for name, value := range changes {
+	for _, name := range slices.Sorted(maps.Keys(changes)) {
 		section, key, _ := strings.Cut(name, " ")
+		value := changes[name]
 		found := false
 		for i := range values {
 			if values[i].section == section && values[i].key == key {
@@ -133,7 +137,8 @@ var (
 	buildErr  error
 )
 
-// Build makes the programs as `make build` does, once in a process, and returns the root of the source tree.
+// Build makes the programs as `make build` does, once in a process and in one process at a time, and returns the root of
+// the source tree.
 func Build() (root string, err error) {
 	buildOnce.Do(func() {
 		out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
@@ -142,6 +147,16 @@ func Build() (root string, err error) {
 			return
 		}
 		buildRoot = strings.TrimSpace(string(out))
+		lock, err := os.OpenFile(filepath.Join(buildRoot, "build", "make.lock"), os.O_CREATE|os.O_RDWR, 0o666)
+		if err != nil {
+			buildErr = err
+			return
+		}
+		defer lock.Close() // and so unlocks
+		if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+			buildErr = fmt.Errorf("lock %s: %w", lock.Name(), err)
+			return
+		}
 		cmd := exec.Command("make", "-s", "-C", buildRoot, "build-amd64")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			buildErr = fmt.Errorf("make build-amd64: %w\n%s", err, out)
