@@ -549,7 +549,8 @@ func Rebuild(seals map[string]Seal, p Policy) State {
 	return s
 }
 
-// Factory makes the State of a device that leaves the factory with these slots filled, best first. None is good yet.
+// Factory makes the State of a device that leaves the factory with these slots filled, to be tried in the order of the
+// configuration. None is good yet.
 func Factory(filled map[string]Seal, p Policy) State {
 	var s State
 	for _, slot := range p.Slots {
