@@ -73,9 +73,12 @@ func (e *encoder) flag(v bool) {
 	}
 }
 
-// str cuts what is longer than 255 bytes.
+// maxString is the longest string in an answer, in bytes.
+const maxString = 255
+
+// str cuts what is longer than maxString.
 func (e *encoder) str(v string) {
-	v = v[:min(len(v), 255)]
+	v = v[:min(len(v), maxString)]
 	e.u8(uint8(len(v)))
 	e.b = append(e.b, v...)
 }

@@ -494,9 +494,7 @@ func (d *Device) failed(o offer, err error, wiped bool) {
 	}
 	d.refuse(o.Path, code, text)
 	s := boot.Refuse(d.state, o.Offer, wiped, errors.Is(err, errWorker), code, d.Policy)
-	if wiped || errors.Is(err, errWorker) {
-		d.commit(s)
-	} else {
+	if !(wiped || errors.Is(err, errWorker)) || !d.commit(s) {
 		d.state = s // becomes durable with the boot's own record
 	}
 }

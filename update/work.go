@@ -159,7 +159,14 @@ func (w *worker) scan(ctx context.Context) error {
 				name := path.Join(dir, e.Name)
 				f := Found{Offset: p.Start, Size: p.Size, Path: name}
 				kind, body := byte(frameFound), []byte(nil)
-				if b, err := w.openIn(ctx, fs, name, o); err != nil {
+				b, err := w.openIn(ctx, fs, name, o)
+				if err == nil && (len(name) > maxString || !printable(name)) {
+					err = verify.Refuse(verify.Policy, "its name is longer than %d bytes or cannot be shown: give the file another one", maxString)
+				}
+				if err == nil && (len(b.Manifest.Version) > boot.MaxVersion || !printable(b.Manifest.Version)) {
+					err = verify.Refuse(verify.Policy, "its version is longer than %d bytes or cannot be shown", boot.MaxVersion)
+				}
+				if err != nil {
 					kind = frameRefused
 					body = Refusal{Path: name, Code: int(verify.CodeOf(err)), Text: err.Error(), Hint: verify.HintOf(err)}.encode()
 				} else {
