@@ -5,13 +5,13 @@ package main
 import (
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -51,18 +51,24 @@ func run(args []string, dir string, out io.Writer) error {
 	if len(args) == 0 {
 		return errUsage
 	}
-	flags := flag.NewFlagSet(args[0], flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
-	asJSON := flags.Bool("json", false, "")
-	force := flags.Bool("force", false, "")
-	reboot := flags.Bool("reboot", false, "")
-	if err := flags.Parse(args[1:]); err != nil {
-		return errUsage
+	options := map[string]bool{}
+	var rest []string
+	for _, a := range args[1:] {
+		if name, ok := strings.CutPrefix(a, "--"); ok {
+			options[name] = true
+		} else {
+			rest = append(rest, a)
+		}
 	}
-	rest := flags.Args()
+	allowed := map[string]string{"status": "json", "bad": "force", "deadline": "reboot"}
+	for name := range options {
+		if allowed[args[0]] != name {
+			return errUsage
+		}
+	}
 	most := map[string]int{"status": 0, "good": 0, "bad": 1, "next": 1, "deadline": 0}
 	n, known := most[args[0]]
-	if !known || len(rest) > n || args[0] == "next" && len(rest) == 0 || *asJSON && args[0] != "status" || *force && args[0] != "bad" || *reboot && args[0] != "deadline" {
+	if !known || len(rest) > n || args[0] == "next" && len(rest) == 0 {
 		return errUsage
 	}
 	s, err := open(dir)
@@ -71,7 +77,7 @@ func run(args []string, dir string, out io.Writer) error {
 	}
 	defer s.close()
 	if args[0] == "status" {
-		return s.show(out, *asJSON)
+		return s.show(out, options["json"])
 	}
 	slot := s.report.Booted.Slot
 	if len(rest) > 0 {
@@ -82,9 +88,9 @@ func run(args []string, dir string, out io.Writer) error {
 		slot = c.Name
 	}
 	if args[0] == "deadline" {
-		return s.deadline(out, *reboot)
+		return s.deadline(out, options["reboot"])
 	}
-	return s.change(out, args[0], slot, *force)
+	return s.change(out, args[0], slot, options["force"])
 }
 
 // session is the boot state as the running system sees it, locked against other writers.
