@@ -148,7 +148,7 @@ func (d *Device) attest(ctx context.Context, slot string, whole bool, seal []byt
 		}
 		d.Say(fmt.Sprintf("slot %s cannot be judged: %s", d.Name(slot), why))
 		return attested{Seal: boot.Seal{Status: boot.SealUnreadable}}, nil
-	case a.err != nil:
+	case a.err != nil && a.attested.Seal.Status != boot.SealMissing:
 		d.Say(fmt.Sprintf("slot %s: %s", d.Name(slot), a.err.Text))
 	}
 	return *a.attested, a.seal

@@ -154,9 +154,9 @@ func (w *worker) scan(ctx context.Context) error {
 					continue
 				}
 				if left--; left < 0 {
-					return w.send(frameRefused, Refusal{Path: path.Join(dir, e.Name), Code: int(verify.Policy), Text: fmt.Sprintf("more than %d bundles on one stick", maxBundles)}.encode())
+					return w.send(frameRefused, Refusal{Path: strings.TrimPrefix(path.Join(dir, e.Name), "/"), Code: int(verify.Policy), Text: fmt.Sprintf("more than %d bundles on one stick", maxBundles)}.encode())
 				}
-				name := path.Join(dir, e.Name)
+				name := strings.TrimPrefix(path.Join(dir, e.Name), "/")
 				f := Found{Offset: p.Start, Size: p.Size, Path: name}
 				kind, body := byte(frameFound), []byte(nil)
 				b, err := w.openIn(ctx, fs, name, o)

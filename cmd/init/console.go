@@ -6,6 +6,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"lifeboat/status"
 	"lifeboat/update"
 )
@@ -16,6 +18,7 @@ type console struct {
 	out   []*os.File
 	kmsg  *os.File
 	quiet bool
+	level string // of kernel messages on the consoles, before they were made to wait
 }
 
 // writeLimit is how long one line may take on one console.
@@ -29,7 +32,44 @@ func openConsole(quiet bool) *console {
 			c.out = append(c.out, f)
 		}
 	}
+	c.hush()
 	return c
+}
+
+const printk = "/proc/sys/kernel/printk"
+
+// hush keeps all but the kernel's errors off the consoles: they would tear our lines apart. Who asks for kernel
+// messages on the command line gets them.
+func (c *console) hush() {
+	for word := range strings.FieldsSeq(readTrimmed("/proc/cmdline")) {
+		if word == "debug" || word == "ignore_loglevel" || strings.HasPrefix(word, "loglevel=") {
+			return
+		}
+	}
+	if level := strings.Fields(readTrimmed(printk)); len(level) > 0 && level[0] > "4" {
+		c.level = level[0]
+		_ = os.WriteFile(printk, []byte("4"), 0)
+	}
+}
+
+// unhush lets the kernel's messages through again, behind what we have said.
+func (c *console) unhush() {
+	done := make(chan struct{})
+	go func() {
+		for _, f := range c.out {
+			if raw, err := f.SyscallConn(); err == nil {
+				_ = raw.Control(func(fd uintptr) { _ = unix.IoctlSetInt(int(fd), unix.TCSBRK, 1) }) // drain
+			}
+		}
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(writeLimit):
+	}
+	if c.level != "" {
+		_ = os.WriteFile(printk, []byte(c.level), 0)
+	}
 }
 
 // loud begins the lines that are shown even when the command line says quiet.

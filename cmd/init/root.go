@@ -159,6 +159,7 @@ func (d *device) handOver(s update.Started) {
 		d.con.say("a corrupt block will be an I/O error, not a restart: " + err.Error())
 	}
 	d.con.say(status.StartingLine(d.cfg.Init))
+	d.con.unhush()
 	if err := switchRoot(newRoot, d.cfg.Init); err != nil {
 		// The try was counted: after enough of them the other slot has its turn.
 		d.con.alarm("start " + d.cfg.Init + ": " + err.Error())
