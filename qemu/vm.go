@@ -89,10 +89,11 @@ func (v *VM) PowerOn() error {
 	if err != nil {
 		return err
 	}
-	sink := []io.Writer{v.console, v.serialLog}
+	sink := []io.Writer{v.serialLog}
 	if v.machine.Output != nil {
 		sink = append(sink, v.machine.Output)
 	}
+	sink = append(sink, v.console) // last: what Expect has seen is in Output too
 	p, err := startProcess(v.ctx, args, io.MultiWriter(sink...), v.console, v.events)
 	if err != nil {
 		return fmt.Errorf("start the virtual device: %w", err)

@@ -4,7 +4,9 @@ package scene
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"os/exec"
@@ -45,7 +47,7 @@ type Scene struct {
 	Initrd string
 }
 
-// New stages keys, configuration and initramfs in dir. It builds the programs first.
+// New stages keys, configuration and initramfs in dir. It builds the programs first. Keys that are there are kept.
 func New(dir string, o Options) (*Scene, error) {
 	if o.Flavour == "" {
 		o.Flavour = "generic"
@@ -68,7 +70,7 @@ func New(dir string, o Options) (*Scene, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	if err := keys.Init(s.Keys, keys.Options{RSA: o.RSA}); err != nil {
+	if err := keys.Init(s.Keys, keys.Options{RSA: o.RSA}); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
 	if err := os.WriteFile(s.Conf, []byte(Config(o.Config)), 0o644); err != nil {
@@ -274,9 +276,12 @@ func (s *Scene) Stick(name string, files ...string) (string, error) {
 	return out, image.Stick(out, false, files)
 }
 
-// Machine describes the virtual device with a disk. Its kernel command line is fast and talks on the serial console.
+// Cmdline is fast, and shows all that lifeboat says and of the kernel what is wrong.
+const Cmdline = qemu.FastArgs + " console=ttyS0 loglevel=4"
+
+// Machine describes the virtual device with a disk, with [Cmdline].
 func (s *Scene) Machine(disk string, sticks ...string) qemu.Machine {
-	m := qemu.Machine{Kernel: s.Kernel.Image, Initrd: s.Initrd, Disk: disk, Append: qemu.FastArgs + " console=ttyS0 quiet"}
+	m := qemu.Machine{Kernel: s.Kernel.Image, Initrd: s.Initrd, Disk: disk, Append: Cmdline}
 	for i, f := range sticks {
 		m.Sticks = append(m.Sticks, qemu.Stick{Name: fmt.Sprintf("stick%d", i), File: f})
 	}

@@ -33,6 +33,7 @@ type Behaviour string
 const (
 	Wait   Behaviour = ""       // obeys
 	Good   Behaviour = "good"   // runs `bootcount good`, prints SYSTEM GOOD or SYSTEM NOT GOOD: why, obeys
+	Person Behaviour = "person" // the same for a person: with a prompt, and any command without "run TOKEN"
 	Silent Behaviour = "silent" // reboots in order after 1 s
 	Reboot Behaviour = "reboot" // reboots in order at once
 	Off    Behaviour = "off"    // powers off

@@ -20,6 +20,7 @@ import (
 )
 
 func main() {
+	os.Setenv("PATH", "/usr/bin:/bin:/usr/sbin:/sbin")
 	mount()
 	console, err := os.OpenFile("/dev/console", os.O_RDWR, 0)
 	if err != nil {
@@ -29,16 +30,21 @@ func main() {
 	for fd := range 3 {
 		unix.Dup3(int(console.Fd()), fd, 0)
 	}
-	raw(0)
 	version, behaviour := line("/etc/version"), line("/etc/behaviour")
+	if behaviour != "person" {
+		raw(0)
+	}
 	if err := modules(); err != nil {
 		fmt.Println("SYSTEM MODULES:", err)
 	}
 	fmt.Printf("SYSTEM UP version=%s\n", version)
-	if boot, err := os.ReadFile("/run/lifeboat/boot.json"); err == nil {
+	if boot, err := os.ReadFile("/run/lifeboat/boot.json"); err == nil && behaviour != "person" {
 		say("BOOT.JSON BEGIN\n" + strings.TrimRight(string(boot), "\n") + "\nBOOT.JSON END\n")
 	}
 	behave(behaviour)
+	if behaviour == "person" {
+		talk()
+	}
 	obey()
 	fatal(errors.New("end of the console"))
 }
@@ -88,7 +94,7 @@ func modules() error {
 
 func behave(behaviour string) {
 	switch behaviour {
-	case "good":
+	case "good", "person":
 		out, err := exec.Command("/usr/bin/bootcount", "good").CombinedOutput()
 		if err != nil {
 			say(fmt.Sprintf("SYSTEM NOT GOOD: %v: %s\n", err, bytes.TrimSpace(out)))
@@ -142,29 +148,70 @@ func obey() {
 		if len(words) == 0 {
 			continue
 		}
-		switch words[0] {
-		case "run": // run TOKEN COMMAND ARGS...
+		switch {
+		case words[0] == "run": // run TOKEN COMMAND ARGS...
 			if len(words) > 2 {
 				run(words[1], words[2], words[3:])
 			}
-		case "reboot":
-			restart(unix.LINUX_REBOOT_CMD_RESTART)
-		case "poweroff":
-			restart(unix.LINUX_REBOOT_CMD_POWER_OFF)
-		case "panic":
-			crash()
-		case "hang":
-			fmt.Println("SYSTEM HANGS:", hang())
-		default:
+		case !order(words[0]):
 			fmt.Printf("SYSTEM DOES NOT KNOW %q\n", words[0])
 		}
 	}
 }
 
-// run executes a program or one of the few built in and prints what it wrote between two lines with the token.
+// talk is obey for a person.
+func talk() {
+	fmt.Println("\nCommands: bootcount status|good|bad|next, cat F, ls DIR, dmesg, reboot, poweroff, panic, hang")
+	in := bufio.NewScanner(os.Stdin)
+	for fmt.Print("# "); in.Scan(); fmt.Print("# ") {
+		words := strings.Fields(in.Text())
+		if len(words) == 0 {
+			continue
+		}
+		if !order(words[0]) {
+			out, err := execute(words[0], words[1:])
+			say(string(bytes.TrimRight(out, "\n")) + "\n")
+			if err != nil {
+				fmt.Println(err)
+			}
+		}
+	}
+}
+
+// order does what one word asks for, and reports whether it knows the word.
+func order(word string) bool {
+	switch word {
+	case "reboot":
+		restart(unix.LINUX_REBOOT_CMD_RESTART)
+	case "poweroff":
+		restart(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	case "panic":
+		crash()
+	case "hang":
+		fmt.Println("SYSTEM HANGS:", hang())
+	default:
+		return false
+	}
+	return true
+}
+
+// run executes a command and prints what it wrote between two lines with the token.
 func run(token, name string, args []string) {
-	var out []byte
-	var err error
+	out, err := execute(name, args)
+	code := 0
+	var exit *exec.ExitError
+	switch {
+	case errors.As(err, &exit):
+		code = exit.ExitCode()
+	case err != nil:
+		code = -1
+		out = append(out, err.Error()...)
+	}
+	say(fmt.Sprintf("<<%s\n%s\n>>%s exit=%d\n", token, bytes.TrimRight(out, "\n"), token, code))
+}
+
+// execute runs a program, or one of the few built in, and returns what it wrote.
+func execute(name string, args []string) (out []byte, err error) {
 	switch {
 	case name == "cat" && len(args) == 1:
 		out, err = os.ReadFile(args[0])
@@ -189,16 +236,7 @@ func run(token, name string, args []string) {
 	default:
 		out, err = exec.Command(name, args...).CombinedOutput()
 	}
-	code := 0
-	var exit *exec.ExitError
-	switch {
-	case errors.As(err, &exit):
-		code = exit.ExitCode()
-	case err != nil:
-		code = -1
-		out = append(out, err.Error()...)
-	}
-	say(fmt.Sprintf("<<%s\n%s\n>>%s exit=%d\n", token, bytes.TrimRight(out, "\n"), token, code))
+	return out, err
 }
 
 func head(name string, n int) ([]byte, error) {
