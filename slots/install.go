@@ -27,6 +27,8 @@ const (
 	// begin bringing them to the medium, so that the flush at the end finds
 	// little left to do and memory is not full of dirty pages.
 	writeBack = 8 << 20
+	// treePart is how much of the hash tree is read at a time.
+	treePart = 128 << 10
 )
 
 // Install writes an image of a bundle to dev, from byte 0, filled up with
@@ -290,7 +292,7 @@ func Attest(ctx context.Context, r io.ReaderAt, slotSize int64, s *Seal, rules v
 	if progress != nil {
 		report = func(done int64) { progress(done, size) }
 	}
-	err = verity.Check(ctx, r, f.DataBlocks, size, f.Salt, f.RootHash, report)
+	err = verity.Check(ctx, &treeAhead{r: r, start: size, end: size + verity.TreeBlocks(f.DataBlocks)*verity.BlockSize}, f.DataBlocks, size, f.Salt, f.RootHash, report)
 	var damaged verity.ErrCorrupt
 	switch {
 	case err == nil:
@@ -301,4 +303,36 @@ func Attest(ctx context.Context, r io.ReaderAt, slotSize int64, s *Seal, rules v
 		return Facts{}, err
 	}
 	return Facts{}, verify.Refuse(verify.IO, "read the slot back: %w", err)
+}
+
+// treeAhead reads the hash tree, which is asked for in single blocks, in larger
+// parts: each read of a medium without a cache costs as much as hashing the
+// data below the block. Every byte is still read once after Attest began.
+type treeAhead struct {
+	r          io.ReaderAt
+	start, end int64 // of the tree
+
+	mu  sync.Mutex
+	off int64
+	buf []byte
+}
+
+func (t *treeAhead) ReadAt(p []byte, off int64) (int, error) {
+	if off < t.start || off+int64(len(p)) > t.end {
+		return t.r.ReadAt(p, off)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if off < t.off || off+int64(len(p)) > t.off+int64(len(t.buf)) {
+		n := min(max(treePart, int64(len(p))), t.end-off)
+		if int64(cap(t.buf)) < n {
+			t.buf = make([]byte, n)
+		}
+		t.buf, t.off = t.buf[:n], off
+		if n, err := t.r.ReadAt(t.buf, off); n < len(t.buf) {
+			t.buf = t.buf[:0]
+			return 0, err
+		}
+	}
+	return copy(p, t.buf[off-t.off:]), nil
 }
