@@ -102,7 +102,7 @@ func (w *writer) field(kind uint8, body func(*writer)) {
 // functions of this package return never does. Where a newer writer's fields leave too little room, the oldest events
 // go: a device that could not write its state would be worse off than one without history.
 func (s State) Encode() ([]byte, error) {
-	if len(s.Slots) > MaxSlots || len(s.Falls) > MaxFalls || len(s.Guards) > MaxGuards || len(s.Events) > MaxEvents {
+	if len(s.Slots) > MaxSlots || len(s.Falls) > MaxFalls || len(s.Guards) > MaxGuards || len(s.Events) > MaxEvents || len(s.Names) > MaxSlots {
 		return nil, fmt.Errorf("encode state record: too many entries")
 	}
 	w := &writer{b: make([]byte, recordHeader, RecordSize)}
@@ -157,8 +157,8 @@ func (s State) Encode() ([]byte, error) {
 	})
 	w.field(fieldNames, func(w *writer) {
 		for _, n := range s.Names {
-			w.str(n.Slot)
-			w.str(n.Bootname)
+			w.str(n.Slot[:min(len(n.Slot), MaxSlot)])
+			w.str(n.Bootname[:min(len(n.Bootname), MaxSlot)])
 		}
 	})
 	w.raw(s.unknown)
@@ -232,6 +232,9 @@ func Decode(b []byte) (State, error) {
 		kind := rest.u8()
 		rest.u8()
 		body := rest.raw(int(rest.u16()))
+		if rest.bad {
+			break
+		}
 		r := &reader{b: body}
 		switch kind {
 		case fieldBoot:
