@@ -273,14 +273,11 @@ func sealed(e Entry) bool {
 	return !e.Empty() && e.Reason != status.SealMissing && e.Reason != status.SealFalse
 }
 
-// Decide says which slot to start. It never touches anything: the caller makes Decision.State durable, acts, and
-// calls again with new facts when the slot did not start.
-func Decide(s State, f Facts, p Policy) Decision {
-	s, look, attest := Absorb(s, f, p)
-	if len(look) > 0 {
-		return Decision{Action: Look, Slots: look}
+// Settle is Absorb, and then judges the slots whose tries ran out.
+func Settle(s State, f Facts, p Policy) (next State, look, attest []string) {
+	if s, look, attest = Absorb(s, f, p); len(look) > 0 {
+		return s, look, nil
 	}
-	first := slices.IndexFunc(s.Slots, func(e Entry) bool { return !e.Empty() || e.Reason != status.None })
 	for i, e := range s.Slots {
 		if e.Empty() || e.Reason != status.None {
 			continue
@@ -291,16 +288,27 @@ func Decide(s State, f Facts, p Policy) Decision {
 		if e.Tries > 0 || f.ReadOnly {
 			continue
 		}
-		// Tries ran out. Before the bundle is accused its slot is read whole (rule 14).
+		// Before the bundle is accused its slot is read whole (rule 14).
 		if f.Seals[e.Slot].Whole == WholeUnread && s.Slots[i].Reason == status.None {
 			attest = append(attest, e.Slot)
 			continue
 		}
 		s.exhaust(i, p)
 	}
+	return s, nil, attest
+}
+
+// Decide says which slot to start. It never touches anything: the caller makes Decision.State durable, acts, and
+// calls again with new facts when the slot did not start.
+func Decide(s State, f Facts, p Policy) Decision {
+	s, look, attest := Settle(s, f, p)
+	if len(look) > 0 {
+		return Decision{Action: Look, Slots: look}
+	}
 	if len(attest) > 0 {
 		return Decision{Action: Attest, Slots: attest}
 	}
+	first := slices.IndexFunc(s.Slots, func(e Entry) bool { return !e.Empty() || e.Reason != status.None })
 	wish := s.Wish
 	s.Wish = ""
 	if f.ReadOnly {
@@ -408,6 +416,7 @@ func (s *State) remember(m Hash, evidence status.Reason) {
 	if evidence != status.None {
 		f.Evidence = evidence
 	}
+	f.Next = s.Boot + 1 // the slot that it falls back to has its turn first
 	if f.Rounds >= freeRounds {
 		f.Next = s.Boot + backoff(f.Rounds-freeRounds)
 	}

@@ -57,7 +57,7 @@ func Judge(s State, o Offer, rescue bool, p Policy) Verdict {
 		if fall.Evidence != status.None {
 			return Verdict{Code: 31, Why: fmt.Sprintf("it fell back here (%s) and is not installed again by itself", fall.Evidence)}
 		}
-		if fall.Rounds >= freeRounds && s.Boot < fall.Next {
+		if s.Boot < fall.Next {
 			return Verdict{Code: 31, Why: fmt.Sprintf("it fell back here %d times and is tried again at boot %d", fall.Rounds, fall.Next)}
 		}
 	}

@@ -518,6 +518,11 @@ func TestRule13_Evidence(t *testing.T) {
 			if f := r.durable.Falls; len(f) != 1 || f[0].Evidence != test.want || f[0].Rounds != 1 || f[0].Manifest != hash("2") {
 				t.Errorf("falls %+v", f)
 			}
+			// The slot that it fell back to has its turn first.
+			if v := Judge(r.durable, offerOf("2"), false, r.p); v.Take || v.Code != 31 {
+				t.Errorf("offered in the boot that fell back: %+v", v)
+			}
+			wantBoot(t, r.boot(status.None), a)
 			v := Judge(r.durable, offerOf("2"), false, r.p)
 			if v.Take != (test.want == none) || !v.Take && v.Code != 31 {
 				t.Errorf("offered again: %+v", v)
@@ -568,7 +573,7 @@ func TestRule13_RoundsWithoutEvidence(t *testing.T) {
 		r.good(a)
 		last = r.durable.Boot
 	}
-	want := []uint64{0, 0, 0, 8, 16, 32, 64, 128, 256, 512, 1024, 1024, 1024, 1024}
+	want := []uint64{0, 1, 1, 8, 16, 32, 64, 128, 256, 512, 1024, 1024, 1024, 1024}
 	if diff := cmp.Diff(want, pauses); diff != "" {
 		t.Error(diff)
 	}

@@ -190,7 +190,7 @@ func first(a attested, _ []byte) attested { return a }
 // settle brings the entries in line with the slots, reading what has to be read.
 func (d *Device) settle(ctx context.Context) {
 	for {
-		s, look, attest := boot.Absorb(d.state, d.facts, d.Policy)
+		s, look, attest := boot.Settle(d.state, d.facts, d.Policy)
 		switch {
 		case len(look) > 0:
 			d.look(ctx, look)
