@@ -92,15 +92,20 @@ kernel generic linux-image-amd64
 
 # The peers that lifeboat is compared with ship services that would start here: unpacked only, with those
 # libraries that this machine lacks. Run with LD_LIBRARY_PATH=build/peers/usr/lib/ARCH-linux-gnu.
-if [ ! -e build/peers/usr/bin/swupdate ]; then
+# busybox and dmsetup are what the bench puts a simple initramfs together from.
+if [ ! -e build/peers/usr/bin/swupdate ] || [ ! -e build/peers/bin/busybox ]; then
+	peers='rauc-service swupdate busybox-static dmsetup'
 	lists
-	say "peers rauc-service swupdate"
+	say "peers $peers"
 	rm -rf build/deb build/peers.part
 	mkdir -p build/deb/partial build/peers.part
-	fetch rauc-service swupdate
+	# shellcheck disable=SC2086 # a list
+	fetch $peers
 	mkdir -p build/deb/partial
-	apt install -y --no-install-recommends --download-only -o "Dir::Cache::archives=$PWD/build/deb" rauc-service swupdate
+	# shellcheck disable=SC2086
+	apt install -y --no-install-recommends --download-only -o "Dir::Cache::archives=$PWD/build/deb" $peers
 	unpack build/peers.part
+	rm -rf build/peers
 	mv build/peers.part build/peers
 fi
 peer=$(LD_LIBRARY_PATH=$(echo build/peers/usr/lib/*-linux-gnu) build/peers/usr/bin/swupdate --help 2>&1) ||

@@ -15,7 +15,7 @@ import (
 const (
 	// attach is how long a port is given to show that something is plugged in: a USB 2.0 device may take
 	// 100 ms after power is on (7.1.7.3, TSIGATT), and then Linux looks.
-	attach = 150 * time.Millisecond
+	attach = 400 * time.Millisecond
 	// enumerate is how long after a hub's start its worker surely has begun to look at devices that were there
 	// from the start: 20 ms for power, 100 ms of debouncing, and some for a slow machine.
 	enumerate = 250 * time.Millisecond

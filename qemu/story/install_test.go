@@ -7,26 +7,58 @@ import (
 	"lifeboat/qemu/testsystem"
 )
 
-func TestSmoke(t *testing.T) {
-	t.Parallel()
-	d := needDevice(t)
-	img, err := d.System("2.0.img", testsystem.Options{Version: "2.0", Behaviour: testsystem.Good})
-	if err != nil {
-		t.Fatal(err)
+// A stick updates a device: whoever made the bundle, whatever it is compressed with, whatever file system is in it.
+func TestInstall(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		rsa    int
+		system testsystem.Options
+		bundle scene.BundleOptions
+		auth   string
+	}{
+		{"rauc gzip EC", 0, testsystem.Options{}, scene.BundleOptions{Rauc: true, Compression: "gzip"}, "at install only"},
+		{"rauc xz EC", 0, testsystem.Options{}, scene.BundleOptions{Rauc: true, Compression: "xz"}, "at install only"},
+		{"rauc zstd RSA", 2048, testsystem.Options{}, scene.BundleOptions{Rauc: true}, "at install only"},
+		{"ours zstd", 0, testsystem.Options{}, scene.BundleOptions{}, "every boot"},
+		{"ours lz4 RSA, ext4", 2048, testsystem.Options{Format: "ext4", Size: 12 << 20}, scene.BundleOptions{Compression: "lz4"}, "every boot"},
+		{"ours zstd, erofs", 0, testsystem.Options{Format: "erofs"}, scene.BundleOptions{}, "every boot"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			d := needDevice(t)
+			if tt.rsa != 0 {
+				d = needRSA(t)
+			}
+			stick := d.update(t, "2.0", testsystem.Good, tt.system, tt.bundle)
+			vm := scene.Start(t, d.Machine(d.disk(t, "install"), stick))
+			vm.Expect(scene.Patience, `lifeboat: found update\.raucb version 2\.0 on sda\n`)
+			vm.Expect(scene.Patience, `lifeboat: installing 2\.0 to rootfs\.1 \(B\)\n`)
+			vm.Expect(scene.Patience, `lifeboat: installed 2\.0 to rootfs\.1 \(B\)\n`)
+			vm.Expect(scene.Patience, `lifeboat: boot 1 slot rootfs\.1 \(B\) version 2\.0 trial tries=2\n`)
+			vm.Expect(scene.Patience, `lifeboat: starting /sbin/init\n`)
+			if v := vm.Ready(); v != "2.0" {
+				t.Fatalf("version %s", v)
+			}
+			r := vm.Status()
+			b := slot(r, "B")
+			if r.Booted.Slot != "rootfs.1" || r.Booted.Authenticity != tt.auth || !b.Good || b.Tries != 8 || len(r.Installed) != 1 {
+				t.Errorf("status %+v", r)
+			}
+			peak := r.InitRSS
+			for _, w := range r.Workers {
+				peak = max(peak, r.InitRSS+w.MaxRSSKiB)
+			}
+			t.Logf("peak of PID 1 and worker: %d KiB", peak)
+			if peak > 24<<10 {
+				t.Errorf("PID 1 and worker together took %d KiB, more than 24 MiB", peak)
+			}
+			// A stick that stays in does not loop.
+			vm.Reset()
+			vm.Expect(scene.Patience, `lifeboat: update\.raucb: nothing to do: already installed in rootfs\.1\n`)
+			vm.Expect(scene.Patience, `lifeboat: boot 2 slot rootfs\.1 \(B\) version 2\.0 confirmed\n`)
+			if v := vm.Ready(); v != "2.0" {
+				t.Fatalf("version %s", v)
+			}
+		})
 	}
-	b, err := d.Bundle("2.0.raucb", img, scene.BundleOptions{Version: "2.0", Rauc: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	stick, err := d.Stick("2.0.stick", b)
-	if err != nil {
-		t.Fatal(err)
-	}
-	vm := scene.Start(t, d.Machine(d.disk(t, "smoke"), stick))
-	vm.Expect(scene.Patience, `lifeboat: installed 2\.0 to rootfs\.1 \(B\)`)
-	if v := vm.Ready(); v != "2.0" {
-		t.Fatal(v)
-	}
-	t.Logf("%+v", vm.Status())
-	t.Log(vm.Console())
 }

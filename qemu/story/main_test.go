@@ -4,12 +4,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
 	"lifeboat/qemu"
 	"lifeboat/qemu/scene"
 	"lifeboat/qemu/testsystem"
+	"lifeboat/status"
 )
 
 // workDir is where this process stages; it is gone afterwards.
@@ -74,7 +76,7 @@ func needDevice(t *testing.T) *staged {
 // disk copies the template for one test.
 func (d *staged) disk(t *testing.T, name string) string {
 	t.Helper()
-	disk, err := d.Copy(name+".img", d.Disk)
+	disk, err := d.Copy(fileName(t)+"-"+name+".img", d.Disk)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,4 +86,94 @@ func (d *staged) disk(t *testing.T, name string) string {
 		}
 	})
 	return disk
+}
+
+// rsaDevice is the device with RSA keys.
+var rsaDevice = sync.OnceValues(func() (*staged, error) {
+	s, err := scene.New(filepath.Join(workDir, "rsa"), scene.Options{RSA: 2048})
+	if err != nil {
+		return nil, err
+	}
+	return stage(s)
+})
+
+func needRSA(t *testing.T) *staged {
+	t.Helper()
+	qemu.NeedKernel(t, "generic")
+	d, err := rsaDevice()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// special stages a device with another configuration.
+func special(t *testing.T, o scene.Options) *staged {
+	t.Helper()
+	flavour := o.Flavour
+	if flavour == "" {
+		flavour = "generic"
+	}
+	qemu.NeedKernel(t, flavour)
+	s, err := scene.New(filepath.Join(workDir, fileName(t)), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := stage(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func fileName(t *testing.T) string {
+	return strings.Map(func(r rune) rune {
+		if r == '/' || r == ' ' || r == ',' {
+			return '_'
+		}
+		return r
+	}, t.Name())
+}
+
+// bundle makes a system and its bundle, for this test alone.
+func (d *staged) bundle(t *testing.T, file, version string, how testsystem.Behaviour, s testsystem.Options, b scene.BundleOptions) string {
+	t.Helper()
+	s.Version, s.Behaviour, b.Version = version, how, version
+	dir := fileName(t)
+	if err := os.MkdirAll(d.Path(dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	img, err := d.System(dir+"/"+version+".img", s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := d.Bundle(dir+"/"+file, img, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// update makes a stick with one bundle, update.raucb.
+func (d *staged) update(t *testing.T, version string, how testsystem.Behaviour, s testsystem.Options, b scene.BundleOptions) string {
+	t.Helper()
+	return d.stick(t, version, d.bundle(t, "update.raucb", version, how, s, b))
+}
+
+func (d *staged) stick(t *testing.T, name string, files ...string) string {
+	t.Helper()
+	stick, err := d.Stick(fileName(t)+"-"+name+".stick", files...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return stick
+}
+
+func slot(r *status.Report, bootname string) status.Slot {
+	for _, s := range r.State.Slots {
+		if s.Bootname == bootname {
+			return s
+		}
+	}
+	return status.Slot{}
 }
