@@ -3,7 +3,6 @@ package scene
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"time"
@@ -105,20 +104,48 @@ func Partition(image, label string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
+	at, err := partition(f, label)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", image, err)
+	}
+	b := make([]byte, at.Size)
+	_, err = f.ReadAt(b, at.Start)
+	return b, err
+}
+
+func partition(f *os.File, label string) (disk.Partition, error) {
 	info, err := f.Stat()
 	if err != nil {
-		return nil, err
+		return disk.Partition{}, err
 	}
 	parts, err := disk.Partitions(f, info.Size())
 	if err != nil {
-		return nil, err
+		return disk.Partition{}, err
 	}
 	for _, p := range parts {
 		if p.Name == label {
-			b := make([]byte, p.Size)
-			_, err := io.ReadFull(io.NewSectionReader(f, p.Start, p.Size), b)
-			return b, err
+			return p, nil
 		}
 	}
-	return nil, fmt.Errorf("%s has no partition %s", image, label)
+	return disk.Partition{}, fmt.Errorf("there is no partition %s", label)
+}
+
+// EditPartition changes the bytes of a partition of a disk image.
+func EditPartition(image, label string, edit func(b []byte)) error {
+	f, err := os.OpenFile(image, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	at, err := partition(f, label)
+	if err != nil {
+		return fmt.Errorf("%s: %w", image, err)
+	}
+	b := make([]byte, at.Size)
+	if _, err := f.ReadAt(b, at.Start); err != nil {
+		return err
+	}
+	edit(b)
+	_, err = f.WriteAt(b, at.Start)
+	return err
 }

@@ -81,10 +81,23 @@ func New(dir string, o Options) (*Scene, error) {
 
 // MakeInitrd writes an initramfs of the scene's configuration.
 func (s *Scene) MakeInitrd(out string) error {
-	_, err := image.Initramfs(context.Background(), image.InitramfsOptions{
+	keyring, err := s.keyring()
+	if err != nil {
+		return err
+	}
+	_, err = image.Initramfs(context.Background(), image.InitramfsOptions{
 		Config: s.Conf, Keyring: s.Key("release.keyring.pem"), Init: filepath.Join(s.Bin, "init"), Kernel: s.Kernel.Root,
+		Build: keyring.NewestNotBefore(),
 	}, out)
 	return err
+}
+
+func (s *Scene) keyring() (*verify.Keyring, error) {
+	pem, err := os.ReadFile(s.Key("release.keyring.pem"))
+	if err != nil {
+		return nil, err
+	}
+	return verify.ParseKeyring(pem)
 }
 
 // Key returns the path of a file in Keys.
@@ -253,11 +266,7 @@ func (s *Scene) Disk(name string, fill map[string]string, sizes map[string]int64
 	if err != nil {
 		return "", err
 	}
-	pem, err := os.ReadFile(s.Key("release.keyring.pem"))
-	if err != nil {
-		return "", err
-	}
-	keyring, err := verify.ParseKeyring(pem)
+	keyring, err := s.keyring()
 	if err != nil {
 		return "", err
 	}
