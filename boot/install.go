@@ -241,6 +241,10 @@ func (s *State) guard(id [8]byte, seen bool) {
 	}
 	if *n >= limit {
 		g.Next = s.Boot + backoff(*n-limit)
+		if !seen {
+			// 2, 3, 5, 9, ... boots: power cuts in a row must not put a good update off for long.
+			g.Next = s.Boot + 1 + 1<<min(*n-limit, 10)
+		}
 	}
 	s.Guards = append(s.Guards, g)
 	if n := len(s.Guards) - MaxGuards; n > 0 {

@@ -147,6 +147,7 @@ func (r *rig) decideWith(s State, f Facts) Decision {
 		} else {
 			s = d.State
 		}
+		f.Retry = false // its turn is over, whether it starts or not
 		seal := r.medium[d.Slot]
 		seal.Whole = f.Seals[d.Slot].Whole
 		f.Seals[d.Slot] = seal
@@ -155,9 +156,6 @@ func (r *rig) decideWith(s State, f Facts) Decision {
 		}
 		if why, bad := r.broken[d.Slot]; bad {
 			f.Failed[d.Slot] = why
-			if f.Retry {
-				f.Retry = false
-			}
 			continue
 		}
 		return d
