@@ -53,8 +53,8 @@ fuzz: ## every fuzz target for FUZZTIME=10s
 bench: setup build ## the numbers: throughput, boot time, memory
 	$(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) -timeout 60m $(PKG)
 
-size: build ## what the binaries weigh, in bytes
-	@stat -c '%10s %n' bin/init bin/bootcount bin/lifeboat bin/linux-arm64/init bin/linux-arm64/bootcount
+size: setup build ## what /init and the whole initramfs weigh, part by part, against their limits
+	@scripts/size.sh
 
 demo: setup build ## the whole story in the virtual device
 	$(GO) run ./qemu/demo -v
