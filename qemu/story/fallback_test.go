@@ -135,7 +135,7 @@ func edit(t *testing.T, image, label string, f func(b []byte)) {
 func TestPowerCuts(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
-	const chains, cuts = 2, 15
+	const chains, cuts = 2, 15 // 30 in all
 	for chain := range uint64(chains) {
 		t.Run(fmt.Sprint(chain), func(t *testing.T) {
 			t.Parallel()
@@ -149,6 +149,7 @@ func TestPowerCuts(t *testing.T) {
 				// From the start of /init until an undisturbed update is through.
 				time.Sleep(1500*time.Millisecond + time.Duration(random.Int64N(int64(5*time.Second))))
 				vm.Cut()
+				vm.Expect(scene.Patience, `(?s).*`) // what was said before the cut is over
 				if err := vm.VM.PowerOn(); err != nil {
 					t.Fatalf("after cut %d: %v", cut, err)
 				}

@@ -112,7 +112,9 @@ func behave(behaviour string) {
 		crash()
 	case "hang":
 		fmt.Println("SYSTEM HANGS:", hang())
-		select {}
+		for { // not select{}: Go would call that a deadlock and end
+			time.Sleep(time.Hour)
+		}
 	}
 }
 
