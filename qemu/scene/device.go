@@ -14,7 +14,7 @@ import (
 )
 
 // Patience is for what takes seconds on an idle machine.
-const Patience = time.Minute
+const Patience = 2 * time.Minute
 
 // Ready waits until a test system obeys and returns its version.
 func Ready(c testsystem.Console, timeout time.Duration) (version string, err error) {
