@@ -189,6 +189,10 @@ func Absorb(s State, f Facts, p Policy) (next State, look, attest []string) {
 				}
 			}
 			e.Local = seal.Local
+			if s.set(e); repaired && seal.Whole == WholeRight && s.newest(slot, p) {
+				// Else it were in limbo: not booted, and already there.
+				s.toFront(slot)
+			}
 		case noted && seal.Manifest == s.Install.Manifest:
 			if seal.Whole == WholeUnread {
 				attest = append(attest, slot)

@@ -325,6 +325,17 @@ func TestRule08_AnyOtherSealGoesToTheEnd(t *testing.T) {
 	}
 }
 
+// Cut between the seal and its record, the bundle that was to repair its own slot would else stay behind an older system
+// and be called installed.
+func TestRule08_RepairThatWasCutIsFirst(t *testing.T) {
+	s := state(entry(a, "1", good), entry(b, "2", good, because(status.VerityError)))
+	s.Install = Install{Target: b, Manifest: hash("2")}
+	d := Decide(s, Facts{Seals: seals(right(sealOf("1")), right(sealOf("2")))}, available)
+	if d.Action != Boot || d.Slot != b || d.State.Slots[0].Slot != b {
+		t.Errorf("%+v", d)
+	}
+}
+
 // The same bundle is written again over a damaged copy of it and the commit is cut off: the entry's hash and the noted
 // one are the same, and what stood against the old copy does not stand against the new one.
 func TestRule08_SameBundleWrittenAgain(t *testing.T) {

@@ -35,6 +35,23 @@ type Slots interface {
 	Start(slot string, f slots.Facts) error
 }
 
+// Clock is what waiting in rescue goes by.
+type Clock interface {
+	Now() time.Time
+	Sleep(ctx context.Context, d time.Duration)
+}
+
+type machineClock struct{}
+
+func (machineClock) Now() time.Time { return time.Now() }
+
+func (machineClock) Sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(max(d, 0)):
+	}
+}
+
 // Fault is an error of Slots.Start with what the slot is accused of.
 type Fault struct {
 	Reason status.Reason
@@ -68,6 +85,7 @@ type Device struct {
 	Chance      uint64        // drawn at each boot
 
 	Report *status.Report // what happened is added to it
+	Clock  Clock          // nil: the machine's
 
 	reason   status.Reason // why the device is in rescue
 	state    boot.State
@@ -98,6 +116,9 @@ type Started struct {
 func (d *Device) Boot(ctx context.Context, end status.Reason) (Started, error) {
 	d.facts = boot.Facts{Seals: map[string]boot.Seal{}, Failed: map[string]status.Reason{}, Prefer: d.Prefer, Rescue: d.Rescue, Chance: d.Chance}
 	d.geometry = map[string]slots.Facts{}
+	if d.Clock == nil {
+		d.Clock = machineClock{}
+	}
 	d.load(ctx)
 	var look bool
 	d.state, look = boot.Begin(d.state, end, d.Outside != nil && d.readErr == nil, d.Policy)
@@ -506,7 +527,7 @@ const maxWait = time.Hour
 func (d *Device) wait(ctx context.Context) {
 	d.look(ctx, d.Policy.Slots)
 	retries := boot.Retries(d.state, d.facts, d.Policy)
-	until := time.Now().Add(min(d.RescueRetry<<min(d.state.Rescue.Waits, 8), maxWait))
+	until := d.Clock.Now().Add(min(d.RescueRetry<<min(d.state.Rescue.Waits, 8), maxWait))
 	if d.Outside != nil && !(d.state.Rescue.Stick && retries) {
 		if d.sticks(ctx, until) {
 			d.facts.Rescue, d.facts.Failed = false, map[string]status.Reason{}
@@ -515,10 +536,10 @@ func (d *Device) wait(ctx context.Context) {
 	} else {
 		// The last stick ended the boot: this turn is a slot's alone, and soon, for the stick's comes after it.
 		if d.Outside != nil {
-			until = time.Now().Add(min(d.RescueRetry, maxWait))
+			until = d.Clock.Now().Add(min(d.RescueRetry, maxWait))
 		}
 		d.screen(nil, until)
-		sleep(ctx, time.Until(until))
+		d.Clock.Sleep(ctx, until.Sub(d.Clock.Now()))
 		d.state.Rescue.Stick = false
 	}
 	d.facts.Retry = !d.facts.Rescue
@@ -530,7 +551,7 @@ func (d *Device) wait(ctx context.Context) {
 // was installed. The record says that a stick is looked at before it is.
 func (d *Device) sticks(ctx context.Context, until time.Time) bool {
 	var seen []Source
-	for changed := true; ctx.Err() == nil && time.Now().Before(until); changed = d.Outside.Wait(ctx, time.Until(until)) {
+	for changed := true; ctx.Err() == nil && d.Clock.Now().Before(until); changed = d.Outside.Wait(ctx, until.Sub(d.Clock.Now())) {
 		if !changed {
 			continue
 		}
@@ -559,13 +580,6 @@ func (d *Device) clear() {
 	s := d.state.Clone()
 	s.Mark, s.Rescue.Stick = boot.MarkNone, false
 	d.commit(s)
-}
-
-func sleep(ctx context.Context, t time.Duration) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(max(t, 0)):
-	}
 }
 
 func (d *Device) screen(sources []Source, until time.Time) {

@@ -1,0 +1,34 @@
+package powercut
+
+import (
+	"flag"
+	"fmt"
+	"testing"
+	"time"
+
+	"lifeboat/disk/crash"
+)
+
+var states = flag.Int("states", 1_000_000, "crash states that the simulator generates, over all scenarios")
+
+// TestCrash is the crash simulator over everything that writes.
+func TestCrash(t *testing.T) {
+	all := scenarios(t)
+	budget := *states
+	if testing.Short() {
+		budget = 20_000
+	}
+	start := time.Now()
+	var sum crash.Result
+	for _, s := range all {
+		// What the systematic states leave of the budget is random.
+		res := crash.Crash(t, s.test(crash.Options{Seed: 1, Random: budget / len(all) / 12}))
+		sum.States, sum.Distinct, sum.Masked = sum.States+res.States, sum.Distinct+res.Distinct, sum.Masked+res.Masked
+		sum.Failures = append(sum.Failures, res.Failures...)
+		if t.Failed() {
+			break
+		}
+	}
+	fmt.Printf("crash simulator: %d scenarios, %d states, %d distinct, %d by what may be read, %d failures, %.0f s\n",
+		len(all), sum.States, sum.Distinct, sum.Masked, len(sum.Failures), time.Since(start).Seconds())
+}

@@ -1,0 +1,375 @@
+// Package powercut runs a device in memory: the code of early boot and of the running system on the image of a disk, with
+// real bundles and signatures, and without a kernel. After every boot an oracle says whether what happened was allowed
+// (see [Laws]). With disk/crash it proves what a power cut can do, and it is the verdict on disk images that the virtual
+// device recorded.
+package powercut
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"lifeboat/boot"
+	"lifeboat/boot/raw"
+	"lifeboat/config"
+	"lifeboat/disk"
+	"lifeboat/disk/crash"
+	"lifeboat/slots"
+	"lifeboat/status"
+	"lifeboat/update"
+	"lifeboat/verify"
+)
+
+// Behaviour is what a system does once it runs.
+type Behaviour uint8
+
+const (
+	Healthy Behaviour = iota // says good
+	Silent                   // says nothing, and is switched off
+	Panics                   // the kernel says so, and reboots
+	Hangs                    // the watchdog resets
+	SaysBad                  // says bad
+)
+
+// System is what a device may boot: the image of one bundle.
+type System struct {
+	Version   string
+	Epoch     uint32
+	Behaviour Behaviour
+	Size      int64    // bytes of the image, in whole blocks
+	Content   [32]byte // SHA-256 of these
+}
+
+// Device is one device as its configuration, its keyring and its partition table describe it. It holds nothing that a
+// boot changes: the disk is given to each.
+type Device struct {
+	Config  *config.Config
+	Keyring []byte // PEM
+	// Systems by manifest hash: all that was ever signed for this device.
+	Systems map[boot.Hash]System
+	// Stick is plugged in at every boot; nil: none.
+	Stick *crash.Image
+	// NoSource says that USB cannot be looked at; the record then has no mark.
+	NoSource bool
+	// BadWorker makes an installer end badly every time (a hostile bundle).
+	BadWorker bool
+
+	policy boot.Policy
+	trust  update.Trust
+	parts  map[string]crash.Range // by slot name, and "state"
+}
+
+// Open finds the partitions of a device on the image of its disk.
+func Open(c *config.Config, keyring []byte, image *crash.Image) (*Device, error) {
+	k, err := verify.ParseKeyring(keyring)
+	if err != nil {
+		return nil, fmt.Errorf("keyring: %w", err)
+	}
+	built := k.NewestNotBefore().Unix()
+	d := &Device{
+		Config: c, Keyring: keyring, Systems: map[boot.Hash]System{}, policy: boot.PolicyOf(c, built), parts: map[string]crash.Range{},
+		trust: update.Trust{
+			Keyring: keyring, Compatible: c.Compatible, Purpose: c.CheckPurpose, Formats: c.BundleFormats,
+			RequireSigned: c.RequireSignedVerity, Floor: built,
+		},
+	}
+	table, err := disk.Partitions(image, image.Size())
+	if err != nil {
+		return nil, fmt.Errorf("partition table: %w", err)
+	}
+	find := func(name, device string) error {
+		label, ok := config.PartLabel(device)
+		if !ok {
+			return fmt.Errorf("%s: device=%s: only partitions with a label can be found on an image", name, device)
+		}
+		for _, p := range table {
+			if p.Name == label {
+				d.parts[name] = crash.Range{Off: p.Start, Len: p.Size}
+				return nil
+			}
+		}
+		return fmt.Errorf("%s: the disk has no partition with the label %q", name, label)
+	}
+	errs := []error{find("state", c.StateDevice)}
+	for _, s := range c.BootSlots() {
+		errs = append(errs, find(s.Name, s.Device))
+	}
+	return d, errors.Join(errs...)
+}
+
+// Part returns where a slot, or "state", lies on the disk.
+func (d *Device) Part(name string) crash.Range { return d.parts[name] }
+
+// Policy is what the configuration says about booting.
+func (d *Device) Policy() boot.Policy { return d.policy }
+
+func (d *Device) section(on disk.Device, name string) disk.Device {
+	p := d.parts[name]
+	return disk.Section(on, p.Off, p.Len)
+}
+
+// Boot is one boot of the device.
+type Boot struct {
+	Rescue  bool // nothing could be started; Slot is ""
+	Slot    string
+	Trial   bool
+	Started update.Started
+	Before  boot.State // as the record was found, zero if there was none
+	Report  status.Report
+	Lines   []string // what the console said
+	Damaged []string // slots whose seal vouched for what is not there
+}
+
+// patience is how many waits a device is left in rescue before whoever watches goes home.
+const patience = 12
+
+// Boot starts the device on a disk as /init does, up to the point where the system of a slot would run. end is how the
+// last boot ended as far as hardware and kernel know. each, if not nil, is told about every commit that was answered.
+func (d *Device) Boot(on disk.Device, end status.Reason, each func(boot.State)) (*Boot, error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	b := &Boot{}
+	store, err := raw.New(d.section(on, "state"))
+	if err != nil {
+		return nil, err
+	}
+	if b.Before, _, err = store.Load(); err != nil {
+		b.Before = boot.State{}
+	}
+	doors := &doors{d: d, on: on}
+	clock := &clock{left: patience, end: cancel}
+	u := &update.Device{
+		Store: &toldStore{store, each}, Policy: d.policy, Trust: d.trust, Class: d.Config.BootSlots()[0].Class,
+		Crew: doors, Slots: doors, Clock: clock,
+		Name:     func(slot string) string { return status.SlotName(slot, d.policy.Bootname(slot)) },
+		Bootname: d.policy.Bootname,
+		Say:      func(line string) { b.Lines = append(b.Lines, line) },
+		Report:   &b.Report, RescueRetry: d.Config.RescueRetry,
+	}
+	for _, s := range d.policy.Slots {
+		if n := d.parts[s].Len; u.Room == 0 || n < u.Room {
+			u.Room = n
+		}
+	}
+	if !d.NoSource {
+		u.Outside = &sticks{d: d, clock: clock}
+	}
+	b.Started, err = u.Boot(ctx, end)
+	b.Damaged = doors.damaged
+	if err != nil {
+		b.Rescue = true
+		return b, nil
+	}
+	b.Slot, b.Trial = b.Started.Slot, b.Started.Trial
+	return b, nil
+}
+
+// SayGood is `bootcount good` in the running system of a slot; SayBad is `bootcount bad`.
+func (d *Device) SayGood(on disk.Device, slot string, each func(boot.State)) error {
+	return d.change(on, each, func(s boot.State) (boot.State, error) { return boot.Good(s, slot, d.policy) })
+}
+
+func (d *Device) SayBad(on disk.Device, slot string, each func(boot.State)) error {
+	return d.change(on, each, func(s boot.State) (boot.State, error) { return boot.Bad(s, slot, false, d.policy) })
+}
+
+// SayNext is `bootcount next`.
+func (d *Device) SayNext(on disk.Device, slot string, each func(boot.State)) error {
+	return d.change(on, each, func(s boot.State) (boot.State, error) { return boot.Next(s, slot, d.policy) })
+}
+
+func (d *Device) change(on disk.Device, each func(boot.State), how func(boot.State) (boot.State, error)) error {
+	store, err := raw.New(d.section(on, "state"))
+	if err != nil {
+		return err
+	}
+	s, _, err := store.Load()
+	if err != nil {
+		return err
+	}
+	if s, err = how(s); err != nil {
+		return err
+	}
+	_, err = (&toldStore{store, each}).Commit(s)
+	return err
+}
+
+// State reads the record on a disk.
+func (d *Device) State(on disk.Device) (boot.State, error) {
+	store, err := raw.New(d.section(on, "state"))
+	if err != nil {
+		return boot.State{}, err
+	}
+	s, _, err := store.Load()
+	return s, err
+}
+
+// toldStore tells of every commit that was answered.
+type toldStore struct {
+	boot.Store
+	each func(boot.State)
+}
+
+func (s *toldStore) Commit(st boot.State) (boot.State, error) {
+	next, err := s.Store.Commit(st)
+	if err == nil && s.each != nil {
+		s.each(next)
+	}
+	return next, err
+}
+
+// clock stands still but for what is waited, and ends the boot when rescue has waited long enough.
+type clock struct {
+	now  time.Time
+	left int
+	end  func()
+}
+
+func (c *clock) Now() time.Time { return c.now }
+
+func (c *clock) Sleep(_ context.Context, d time.Duration) {
+	c.now = c.now.Add(max(d, 0))
+	if c.left--; c.left <= 0 {
+		c.end()
+	}
+}
+
+// sticks is update.Outside: the same stick all the time.
+type sticks struct {
+	d     *Device
+	clock *clock
+}
+
+func (s *sticks) Sources(context.Context) []update.Source {
+	if s.d.Stick == nil {
+		return nil
+	}
+	return []update.Source{{ID: [8]byte{'s', 't', 'i', 'c', 'k'}, Name: "stick", Path: "stick"}}
+}
+
+func (s *sticks) Wait(ctx context.Context, d time.Duration) bool {
+	s.clock.Sleep(ctx, d)
+	return false
+}
+
+// doors is what PID 1 and its workers do to slots.
+type doors struct {
+	d       *Device
+	on      disk.Device
+	damaged []string
+}
+
+func (r *doors) slot(name string) disk.Device { return r.d.section(r.on, name) }
+
+func (r *doors) Wipe(slot string) error { return slots.Wipe(r.slot(slot)) }
+func (r *doors) Sync(slot string) error { return r.slot(slot).Flush() }
+
+func (r *doors) Seal(slot string, seal []byte) error {
+	b := make([]byte, slots.SealSize)
+	copy(b, seal)
+	return slots.WriteSeal(r.slot(slot), b)
+}
+
+// Start reads the whole image, so that it notices at once what dm-verity would notice some time.
+func (r *doors) Start(slot string, f slots.Facts) error {
+	sys, ok := r.d.Systems[boot.Hash(f.Manifest)]
+	if !ok || !r.d.holds(r.slot(slot), sys) {
+		r.damaged = append(r.damaged, slot)
+		return &update.Fault{Reason: status.VerityError, Err: fmt.Errorf("slot %s: a block is not what the root hash says", slot)}
+	}
+	return nil
+}
+
+// holds reports whether a slot begins with the image of a system, whole.
+func (d *Device) holds(slot disk.Device, sys System) bool {
+	h := sha256.New()
+	_, err := io.Copy(h, io.NewSectionReader(slot, 0, sys.Size))
+	return err == nil && [32]byte(h.Sum(nil)) == sys.Content
+}
+
+var errBadWorker = errors.New("the worker was ended")
+
+// Run is update.Crew: the workers' own code in this process.
+func (r *doors) Run(ctx context.Context, role string, input []byte, src update.Source, slot string, frame func(byte, []byte) error) error {
+	var m update.Media
+	if src.Path != "" {
+		m.Source, m.SourceSize = r.d.Stick, r.d.Stick.Size()
+	}
+	switch role {
+	case update.RoleInstall:
+		if r.d.BadWorker {
+			return errBadWorker
+		}
+		m.Slot = r.slot(slot)
+	case update.RoleAttest:
+		m.SlotReader, m.SlotSize = r.slot(slot), r.slot(slot).Size()
+	}
+	return update.Work(ctx, role, input, m, frame)
+}
+
+// Mask returns what no code path may read on a disk: image and hash tree of slots without a valid seal, and all between
+// the copies of the state record.
+func (d *Device) Mask(i *crash.Image) []crash.Range {
+	var mask []crash.Range
+	for _, name := range d.policy.Slots {
+		p := d.parts[name]
+		if _, err := slots.ReadSeal(d.section(i, name), p.Len); err != nil {
+			mask = append(mask, crash.Range{Off: p.Off, Len: p.Len - slots.SealSize})
+		}
+	}
+	p := d.parts["state"]
+	return append(mask, crash.Range{Off: p.Off + boot.RecordSize, Len: p.Len - 2*boot.RecordSize})
+}
+
+// allowed reports whether early boot or the running system may ever write there: the copies of the record, and slots.
+func (d *Device) allowed(off, n int64) (slot string, ok bool) {
+	p := d.parts["state"]
+	for _, at := range []int64{p.Off, p.Off + p.Len - boot.RecordSize} {
+		if off == at && n == boot.RecordSize {
+			return "", true
+		}
+	}
+	for _, name := range d.policy.Slots {
+		if p := d.parts[name]; off >= p.Off && off+n <= p.Off+p.Len {
+			return name, true
+		}
+	}
+	return "", false
+}
+
+// names lists slots for a message.
+func names(s boot.State) string {
+	var out []string
+	for _, e := range s.Slots {
+		out = append(out, fmt.Sprintf("%s version %s tries %d good %t reason %q", e.Slot, e.Version, e.Tries, e.Good, e.Reason))
+	}
+	return strings.Join(out, "; ")
+}
+
+func (d *Device) intact(on disk.Device, slot string) (boot.Hash, bool) {
+	section := d.section(on, slot)
+	seal, err := slots.ReadSeal(section, section.Size())
+	if err != nil {
+		return boot.Hash{}, false
+	}
+	k, err := verify.ParseKeyring(d.Keyring)
+	if err != nil {
+		return boot.Hash{}, false
+	}
+	f, err := seal.Verify(verify.Rules{Keyring: k, Purpose: d.Config.CheckPurpose, AtBoot: true, Now: time.Unix(d.trust.Floor, 0)}, d.Config.Compatible)
+	if err != nil {
+		return boot.Hash{}, false
+	}
+	sys, ok := d.Systems[boot.Hash(f.Manifest)]
+	return boot.Hash(f.Manifest), ok && d.holds(section, sys)
+}
+
+// others returns the slots but one.
+func (d *Device) others(slot string) []string {
+	return slices.DeleteFunc(slices.Clone(d.policy.Slots), func(s string) bool { return s == slot })
+}

@@ -1,0 +1,146 @@
+package powercut
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"lifeboat/boot"
+	"lifeboat/bundle"
+	"lifeboat/config"
+	"lifeboat/disk/crash"
+	"lifeboat/image"
+	"lifeboat/qemu/scene"
+	"lifeboat/slots"
+	"lifeboat/verify/keys"
+)
+
+// kit makes small devices: images of 64 KiB, real bundles.
+type kit struct {
+	t       *testing.T
+	dir     string
+	keys    *keys.Set
+	pem     []byte
+	cfg     *config.Config
+	systems map[boot.Hash]System
+	now     time.Time
+}
+
+const imageSize = 64 << 10
+
+func newKit(t *testing.T, changes map[string]string) *kit {
+	t.Helper()
+	k := &kit{t: t, dir: t.TempDir(), systems: map[boot.Hash]System{}, now: time.Now()}
+	var err error
+	if k.keys, err = keys.New(keys.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]string{"system require-signed-verity": "true"}
+	for name, v := range changes {
+		all[name] = v
+	}
+	if k.cfg, err = config.Parse([]byte(scene.Config(all))); err != nil {
+		t.Fatal(err)
+	}
+	k.pem = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: k.keys.ReleaseAnchor.Raw})
+	return k
+}
+
+// bundle makes a bundle and notes what its system does.
+func (k *kit) bundle(version string, epoch int, how Behaviour) string {
+	k.t.Helper()
+	in := filepath.Join(k.dir, "in-"+version)
+	content := make([]byte, imageSize)
+	rng := rand.NewChaCha8(sha256.Sum256([]byte(version)))
+	rng.Read(content)
+	manifest := fmt.Sprintf("[update]\ncompatible=%s\nversion=%s\n\n[image.rootfs]\nfilename=rootfs.img\n", scene.Compatible, version)
+	if epoch > 0 {
+		manifest += fmt.Sprintf("\n[meta.lifeboat]\nsecurity-epoch=%d\n", epoch)
+	}
+	k.must(os.Mkdir(in, 0o755))
+	k.must(os.WriteFile(filepath.Join(in, "rootfs.img"), content, 0o644))
+	k.must(os.WriteFile(filepath.Join(in, "manifest.raucm"), []byte(manifest), 0o644))
+	out := filepath.Join(k.dir, version+".raucb")
+	k.must(bundle.Create(context.Background(), in, out, bundle.CreateOptions{Key: k.keys.Release.Key, Cert: k.keys.Release.Cert}))
+	f, err := os.Open(out)
+	k.must(err)
+	defer f.Close()
+	info, err := f.Stat()
+	k.must(err)
+	b, err := bundle.Peek(f, info.Size())
+	k.must(err)
+	k.systems[b.Manifest.Hash()] = System{Version: version, Epoch: uint32(epoch), Behaviour: how, Size: imageSize, Content: sha256.Sum256(content)}
+	return out
+}
+
+// disk makes a disk with these slots filled.
+func (k *kit) disk(fill map[string]string) *crash.Image {
+	k.t.Helper()
+	out := filepath.Join(k.dir, "disk.img")
+	o := image.DiskOptions{Config: k.cfg, Keyring: k.keys.ReleaseKeyring(), Now: k.now, Sizes: map[string]int64{"rootfs": slots.Need(imageSize)}}
+	for slot, file := range fill {
+		o.Fill = append(o.Fill, image.Fill{Slot: slot, File: file})
+	}
+	_, err := image.Disk(context.Background(), o, out)
+	k.must(err)
+	return k.read(out)
+}
+
+func (k *kit) stick(files ...string) *crash.Image {
+	k.t.Helper()
+	out := filepath.Join(k.dir, "stick.img")
+	k.must(image.Stick(out, true, files))
+	return k.read(out)
+}
+
+func (k *kit) read(file string) *crash.Image {
+	k.t.Helper()
+	f, err := os.Open(file)
+	k.must(err)
+	defer f.Close()
+	info, err := f.Stat()
+	k.must(err)
+	i, err := crash.ReadImage(f, info.Size())
+	k.must(err)
+	return i
+}
+
+// device opens a device on its disk.
+func (k *kit) device(disk, stick *crash.Image) *Device {
+	k.t.Helper()
+	d, err := Open(k.cfg, k.pem, disk)
+	k.must(err)
+	d.Systems, d.Stick = k.systems, stick
+	return d
+}
+
+// settled lets a device boot until a version is confirmed, and returns its disk.
+func (k *kit) settled(d *Device, disk *crash.Image, version string) *crash.Image {
+	k.t.Helper()
+	r := crash.Record(disk)
+	w := d.Over(r, nil)
+	w.Settle(Want{Version: version})
+	k.must(w.Err())
+	return r.Image()
+}
+
+func (k *kit) must(err error) {
+	k.t.Helper()
+	if err != nil {
+		k.t.Fatal(err)
+	}
+}
+
+var _ io.ReaderAt = (*crash.Image)(nil)
+
+func contains(lines []string, part string) bool {
+	return strings.Contains(strings.Join(lines, "\n"), part)
+}

@@ -1,0 +1,271 @@
+package powercut
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"lifeboat/boot"
+	"lifeboat/disk"
+	"lifeboat/disk/crash"
+	"lifeboat/status"
+	"lifeboat/version"
+)
+
+// Law is one of the promises of docs/powercut.md that are asserted in every state.
+type Law string
+
+const (
+	I1  Law = "I1: only bytes equal to a signed image are booted"
+	I2  Law = "I2: what is booted is at or above the floors"
+	I3  Law = "I3: an install never changes a slot that is not its target, nor the only intact one that was ever good"
+	I4  Law = "I4: an unconfirmed system is booted at most boot-attempts times a round while another slot qualifies"
+	I5  Law = "I5: what was answered stays: counters and floors never go back"
+	I6  Law = "I6: without further cuts a confirmed system runs soon"
+	I7  Law = "I7: without further cuts the update completes, or is refused with a reason"
+	I8  Law = "I8: nothing is written that is not ours"
+	I9  Law = "I9: the record is readable after every cut"
+	I10 Law = "I10: no state needs a human"
+)
+
+// Memory is what whoever watches a device knows at one moment: what was answered, what was seen to run. It is the mark of
+// a trace, and is never changed.
+type Memory struct {
+	State  boot.State // as the last commit that was answered left it
+	Trials map[boot.Hash]int
+	Events string // what became true, for people
+}
+
+// Watch sees all that a device does and judges it by the laws. It stands between the device and its disk.
+type Watch struct {
+	d    *Device
+	rec  *crash.Recorder
+	mem  Memory
+	errs []error
+
+	// Decayed is set where slots lose content by themselves; Loose where the disk does more than a cut may do (neighbours
+	// lost, flushes that were lies): the record may then be lost or old, too.
+	Decayed, Loose bool
+}
+
+// Over begins to watch what is done to a disk. mem is what is known from before, nil if nothing is.
+func (d *Device) Over(rec *crash.Recorder, mem *Memory) *Watch {
+	w := &Watch{d: d, rec: rec}
+	if mem != nil {
+		w.mem = *mem
+	}
+	return w
+}
+
+func (w *Watch) broken(l Law, format string, args ...any) {
+	w.errs = append(w.errs, fmt.Errorf("%s: %s", l, fmt.Sprintf(format, args...)))
+}
+
+// Err returns what was wrong so far.
+func (w *Watch) Err() error { return errors.Join(w.errs...) }
+
+// Size, ReadAt, Flush and WriteAt make Watch the device's disk.
+func (w *Watch) Size() int64                             { return w.rec.Size() }
+func (w *Watch) ReadAt(p []byte, off int64) (int, error) { return w.rec.ReadAt(p, off) }
+func (w *Watch) Flush() error                            { return w.rec.Flush() }
+
+func (w *Watch) WriteAt(p []byte, off int64) (int, error) {
+	switch slot, ok := w.d.allowed(off, int64(len(p))); {
+	case !ok:
+		w.broken(I8, "%d bytes at %d", len(p), off)
+	case slot != "" && w.mem.State.Install.Target != slot && !w.Loose:
+		w.broken(I3, "%d bytes at %d in %s; the noted target is %q", len(p), off, slot, w.mem.State.Install.Target)
+	}
+	return w.rec.WriteAt(p, off)
+}
+
+var _ disk.Device = (*Watch)(nil)
+
+// mark makes what is known now part of the trace.
+func (w *Watch) mark(event string) {
+	m := w.mem
+	m.Trials, m.Events = maps.Clone(w.mem.Trials), event
+	w.mem = m
+	w.rec.Mark(&m)
+}
+
+// committed is told about every commit that was answered.
+func (w *Watch) committed(s boot.State) {
+	old := w.mem.State
+	if f, g := s.Floors, old.Floors; version.Compare(f.Version, g.Version) < 0 || f.Epoch < g.Epoch || f.Time < g.Time || s.Boot < old.Boot {
+		w.broken(I5, "floors %+v boot %d after %+v boot %d", f, s.Boot, g, old.Boot)
+	}
+	trials := map[boot.Hash]int{}
+	for _, e := range s.Slots {
+		// More tries than before are another round.
+		if before := old.Entry(e.Slot); before.Manifest == e.Manifest && e.Tries <= before.Tries {
+			trials[e.Manifest] = w.mem.Trials[e.Manifest]
+		}
+	}
+	w.mem.State, w.mem.Trials = s, trials
+	if t := s.Install.Target; t != "" && old.Install != s.Install {
+		w.guard(s, t)
+	}
+	w.mark(fmt.Sprintf("record %d", s.Sequence))
+}
+
+// guard asserts that a target may be overwritten.
+func (w *Watch) guard(s boot.State, target string) {
+	e := s.Entry(target)
+	if m, ok := w.d.intact(w.rec, target); !e.Good || !ok || m != e.Manifest {
+		return
+	}
+	for _, slot := range w.d.others(target) {
+		o := s.Entry(slot)
+		m, ok := w.d.intact(w.rec, slot)
+		if ok && m == o.Manifest && s.Admits(boot.Seal{Version: o.Version, Epoch: o.Epoch}, w.d.policy) {
+			return
+		}
+	}
+	w.broken(I3, "%s is to be overwritten: %s", target, names(s))
+}
+
+// Boot boots the device once and lets the system that comes up do what it does. It returns how the boot ended as far as
+// the next one can know, and whether a healthy system ran and said good.
+func (w *Watch) Boot(end status.Reason) (b *Boot, next status.Reason, well bool) {
+	known := w.mem
+	b, err := w.d.Boot(w, end, w.committed)
+	if err != nil {
+		w.broken(I10, "%v", err)
+		return &Boot{Rescue: true}, status.None, false
+	}
+	w.found(known, b.Before)
+	if len(b.Damaged) > 0 && !w.Loose && !w.Decayed {
+		w.broken(I1, "the seal of %v vouches for what is not there", b.Damaged)
+	}
+	if b.Rescue {
+		return b, status.None, false
+	}
+	next, well = w.ran(b)
+	return b, next, well
+}
+
+// found compares the record that a boot found with what had been answered before.
+func (w *Watch) found(known Memory, s boot.State) {
+	if w.Loose || known.State.Sequence == 0 {
+		return
+	}
+	switch a := known.State; {
+	case s.Sequence == 0:
+		w.broken(I9, "both copies are lost after record %d was answered", a.Sequence)
+	case s.Sequence < a.Sequence || s.Sequence > a.Sequence+2:
+		w.broken(I5, "record %d was found after %d was answered", s.Sequence, a.Sequence)
+	case s.Sequence == a.Sequence && !same(s, a):
+		w.broken(I5, "record %d is not what was answered", s.Sequence)
+	}
+}
+
+func same(a, b boot.State) bool {
+	x, err1 := a.Encode()
+	y, err2 := b.Encode()
+	return err1 == nil && err2 == nil && slices.Equal(x, y)
+}
+
+// ran judges what was started, and is its system.
+func (w *Watch) ran(b *Boot) (next status.Reason, well bool) {
+	m := boot.Hash(b.Started.Facts.Manifest)
+	sys, known := w.d.Systems[m]
+	if now, ok := w.d.intact(w.rec, b.Slot); !known || !ok || now != m {
+		w.broken(I1, "%s was started, version %s", b.Slot, b.Started.Facts.Version)
+		return status.None, false
+	}
+	s := w.mem.State
+	if !s.Admits(boot.Seal{Version: sys.Version, Epoch: sys.Epoch}, w.d.policy) {
+		w.broken(I2, "version %s epoch %d was started, floors %+v", sys.Version, sys.Epoch, s.Floors)
+	}
+	if b.Trial {
+		w.mem.Trials = maps.Clone(w.mem.Trials)
+		if w.mem.Trials == nil {
+			w.mem.Trials = map[boot.Hash]int{}
+		}
+		w.mem.Trials[m]++
+		others := slices.ContainsFunc(s.Slots, func(e boot.Entry) bool { return e.Slot != b.Slot && s.Qualifies(e, w.d.policy) })
+		if n := w.mem.Trials[m]; others && n > int(w.d.policy.Attempts) {
+			w.broken(I4, "version %s was started %d times in one round", sys.Version, n)
+		}
+	}
+	w.mark("version " + sys.Version + " runs")
+	switch sys.Behaviour {
+	case Panics:
+		return status.Panic, false
+	case Hangs:
+		return status.Watchdog, false
+	case SaysBad:
+		if err := w.d.SayBad(w, b.Slot, w.committed); err != nil && !errors.Is(err, boot.ErrOnlyGood) {
+			w.broken(I10, "bootcount bad: %v", err)
+		}
+		return status.None, false
+	case Healthy:
+		if err := w.d.SayGood(w, b.Slot, w.committed); err != nil {
+			w.broken(I10, "bootcount good: %v", err)
+		}
+		return status.None, true
+	}
+	return status.None, false
+}
+
+// Want is what has to become of a device when nothing disturbs it any more.
+type Want struct {
+	Version string // that runs and is confirmed in the end; "*": any
+	// Or is a version that is all right too: the update was refused with a reason, and this one goes on.
+	Or string
+	// Rescue says that rescue is all right, where nothing is left that could be started.
+	Rescue bool
+	// More is how many boots may pass beyond those of law I6, where the update has to wait for its turn (rules 13, 15).
+	More int
+	// As in Watch.
+	Decayed, Loose bool
+}
+
+// most is how many boots a device may need without further cuts (law I6).
+func (d *Device) most(want Want) int {
+	return int(d.policy.Attempts)*len(d.policy.Slots) + 2 + want.More
+}
+
+// Settle boots the device until it is as wanted, at most as often as law I6 allows.
+func (w *Watch) Settle(want Want) (boots int) {
+	w.Loose, w.Decayed = w.Loose || want.Loose, w.Decayed || want.Decayed
+	end := status.None
+	last, ran := "", false
+	refused := false
+	for boots = 1; boots <= w.d.most(want); boots++ {
+		b, next, well := w.Boot(end)
+		if len(w.errs) > 0 {
+			return boots
+		}
+		end = next
+		refused = refused || len(b.Report.Refused) > 0
+		switch {
+		case b.Rescue && want.Rescue:
+			return boots
+		case b.Rescue:
+			w.broken(I10, "the device is in rescue: %s; %q", names(w.mem.State), b.Lines)
+			return boots
+		case well:
+			last, ran = b.Started.Facts.Version, true
+			if want.Version == "*" || last == want.Version || want.Or != "" && last == want.Or && refused {
+				return boots
+			}
+		}
+	}
+	if !ran {
+		w.broken(I6, "no confirmed system after %d boots: %s", boots-1, names(w.mem.State))
+	} else {
+		w.broken(I7, "version %s runs after %d boots instead of %s: %s", last, boots-1, want.Version, names(w.mem.State))
+	}
+	return boots
+}
+
+// Check is the verdict on what a cut left: the device boots by itself, lawfully, until it is as wanted.
+func (d *Device) Check(s crash.State, want Want) error {
+	mem, _ := s.Mark.(*Memory)
+	w := d.Over(crash.Record(s.Image), mem)
+	w.Settle(want)
+	return w.Err()
+}
