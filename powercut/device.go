@@ -119,7 +119,6 @@ type Boot struct {
 	Slot    string
 	Trial   bool
 	Started update.Started
-	Before  boot.State // as the record was found, zero if there was none
 	Report  status.Report
 	Lines   []string // what the console said
 	Damaged []string // slots whose seal vouched for what is not there
@@ -137,9 +136,6 @@ func (d *Device) Boot(on disk.Device, end status.Reason, each func(boot.State)) 
 	store, err := raw.New(d.section(on, "state"))
 	if err != nil {
 		return nil, err
-	}
-	if b.Before, _, err = store.Load(); err != nil {
-		b.Before = boot.State{}
 	}
 	doors := &doors{d: d, on: on}
 	clock := &clock{left: patience, end: cancel}

@@ -54,6 +54,7 @@ func (d *Device) Over(rec *crash.Recorder, mem *Memory) *Watch {
 	w := &Watch{d: d, rec: rec}
 	if mem != nil {
 		w.mem = *mem
+		rec.Mark(mem)
 	}
 	return w
 }
@@ -82,12 +83,17 @@ func (w *Watch) WriteAt(p []byte, off int64) (int, error) {
 
 var _ disk.Device = (*Watch)(nil)
 
+// Known returns what is known now.
+func (w *Watch) Known() *Memory {
+	m := w.mem
+	m.Trials = maps.Clone(w.mem.Trials)
+	return &m
+}
+
 // mark makes what is known now part of the trace.
 func (w *Watch) mark(event string) {
-	m := w.mem
-	m.Trials, m.Events = maps.Clone(w.mem.Trials), event
-	w.mem = m
-	w.rec.Mark(&m)
+	w.mem.Events = event
+	w.rec.Mark(w.Known())
 }
 
 // committed is told about every commit that was answered.
@@ -113,12 +119,12 @@ func (w *Watch) committed(s boot.State) {
 // guard asserts that a target may be overwritten.
 func (w *Watch) guard(s boot.State, target string) {
 	e := s.Entry(target)
-	if m, ok := w.d.intact(w.rec, target); !e.Good || !ok || m != e.Manifest {
+	if m, ok := w.d.intact(w.rec.Peek(), target); !e.Good || !ok || m != e.Manifest {
 		return
 	}
 	for _, slot := range w.d.others(target) {
 		o := s.Entry(slot)
-		m, ok := w.d.intact(w.rec, slot)
+		m, ok := w.d.intact(w.rec.Peek(), slot)
 		if ok && m == o.Manifest && s.Admits(boot.Seal{Version: o.Version, Epoch: o.Epoch}, w.d.policy) {
 			return
 		}
@@ -129,13 +135,12 @@ func (w *Watch) guard(s boot.State, target string) {
 // Boot boots the device once and lets the system that comes up do what it does. It returns how the boot ended as far as
 // the next one can know, and whether a healthy system ran and said good.
 func (w *Watch) Boot(end status.Reason) (b *Boot, next status.Reason, well bool) {
-	known := w.mem
+	w.found()
 	b, err := w.d.Boot(w, end, w.committed)
 	if err != nil {
 		w.broken(I10, "%v", err)
 		return &Boot{Rescue: true}, status.None, false
 	}
-	w.found(known, b.Before)
 	if len(b.Damaged) > 0 && !w.Loose && !w.Decayed {
 		w.broken(I1, "the seal of %v vouches for what is not there", b.Damaged)
 	}
@@ -146,18 +151,22 @@ func (w *Watch) Boot(end status.Reason) (b *Boot, next status.Reason, well bool)
 	return b, next, well
 }
 
-// found compares the record that a boot found with what had been answered before.
-func (w *Watch) found(known Memory, s boot.State) {
-	if w.Loose || known.State.Sequence == 0 {
+// found compares the record on the disk with what had been answered before. From now on what was found is known.
+func (w *Watch) found() {
+	s, err := w.d.State(w.rec.Peek())
+	a := w.mem.State
+	switch {
+	case w.Loose || a.Sequence == 0:
+		w.mem.State = s
 		return
-	}
-	switch a := known.State; {
-	case s.Sequence == 0:
-		w.broken(I9, "both copies are lost after record %d was answered", a.Sequence)
+	case err != nil:
+		w.broken(I9, "after record %d was answered: %v", a.Sequence, err)
 	case s.Sequence < a.Sequence || s.Sequence > a.Sequence+2:
 		w.broken(I5, "record %d was found after %d was answered", s.Sequence, a.Sequence)
 	case s.Sequence == a.Sequence && !same(s, a):
 		w.broken(I5, "record %d is not what was answered", s.Sequence)
+	case s.Sequence > a.Sequence:
+		w.committed(s)
 	}
 }
 
@@ -171,7 +180,7 @@ func same(a, b boot.State) bool {
 func (w *Watch) ran(b *Boot) (next status.Reason, well bool) {
 	m := boot.Hash(b.Started.Facts.Manifest)
 	sys, known := w.d.Systems[m]
-	if now, ok := w.d.intact(w.rec, b.Slot); !known || !ok || now != m {
+	if now, ok := w.d.intact(w.rec.Peek(), b.Slot); !known || !ok || now != m {
 		w.broken(I1, "%s was started, version %s", b.Slot, b.Started.Facts.Version)
 		return status.None, false
 	}
@@ -202,10 +211,11 @@ func (w *Watch) ran(b *Boot) (next status.Reason, well bool) {
 		}
 		return status.None, false
 	case Healthy:
-		if err := w.d.SayGood(w, b.Slot, w.committed); err != nil {
+		err := w.d.SayGood(w, b.Slot, w.committed)
+		if err != nil && !w.Loose {
 			w.broken(I10, "bootcount good: %v", err)
 		}
-		return status.None, true
+		return status.None, err == nil
 	}
 	return status.None, false
 }

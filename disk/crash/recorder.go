@@ -88,6 +88,17 @@ func (r *Recorder) Image() *Image {
 	return now.flat()
 }
 
+// Peek returns what reads see, past Fault.
+func (r *Recorder) Peek() disk.Device { return peek{r} }
+
+type peek struct{ *Recorder }
+
+func (p peek) ReadAt(b []byte, off int64) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.cache.ReadAt(b, off)
+}
+
 // Mark notes that something is true from now on, for instance that a commit was answered.
 func (r *Recorder) Mark(what any) {
 	r.mu.Lock()

@@ -59,6 +59,31 @@ func (c content) String() string { return [...]string{"old", "new", "zero", "gar
 // States calls yield with the states that a cut during the trace may leave, the same one possibly several times, until
 // yield returns false.
 func (t *Trace) States(o Options, yield func(State) bool) {
+	t.epochs(o, func(e *epoch) bool { return e.all(yield) })
+}
+
+// Pick returns one state by chance: first its epoch is drawn, then what is durable of it.
+func (t *Trace) Pick(rng *rand.Rand, o Options) (s State) {
+	o.Seed = rng.Uint64()
+	n := rng.IntN(t.Flushes() + 1)
+	if o.Lying {
+		n = 0
+	}
+	t.epochs(o, func(e *epoch) bool {
+		if e.number < n {
+			return true
+		}
+		if plans := e.plans(); len(e.units) < 2 || rng.IntN(3) > 0 {
+			s = plans[rng.IntN(len(plans))]()
+		} else {
+			s = e.random(0)
+		}
+		return false
+	})
+	return s
+}
+
+func (t *Trace) epochs(o Options, each func(e *epoch) bool) {
 	base := t.Base.Clone().flat()
 	mark, markAt := any(nil), -1
 	from := 0
@@ -70,7 +95,7 @@ func (t *Trace) States(o Options, yield func(State) bool) {
 		e := &epoch{t: t, o: o, base: base, number: number, from: from, to: to, mark: mark, markAt: markAt}
 		e.rng = rand.New(rand.NewPCG(o.Seed, uint64(number)))
 		e.split()
-		if !e.all(yield) {
+		if !each(e) {
 			return
 		}
 		next := base.Clone()
