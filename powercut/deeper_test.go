@@ -142,7 +142,7 @@ func TestCollateral(t *testing.T) {
 	k := newKit(t, nil)
 	d, disk := updates(k, k.bundle("3", 0, Healthy))
 	for _, distance := range []int64{64 << 10, 4 << 20} {
-		s := scenario{fmt.Sprintf("install, %d KiB around a write are lost", distance>>10), d, disk, nil, Want{Version: "3"}}
+		s := scenario{fmt.Sprintf("install, %d KiB around a write are lost", distance>>10), d, disk, nil, Want{Version: "3", Collateral: true}}
 		crash.Crash(t, s.test(crash.Options{Collateral: distance, Limit: 300, Seed: 6}))
 	}
 }
@@ -244,8 +244,8 @@ func TestFaults(t *testing.T) {
 			t.Run(fmt.Sprintf("%s once=%t", kind.name, once), func(t *testing.T) {
 				t.Parallel()
 				for n := 0; ; n++ {
-					if kind.kind == crash.Read && n > 40 {
-						n += n / 8
+					if kind.kind == crash.Read && n > 20 {
+						n += n / 6
 					}
 					hit := false
 					rec := crash.Record(disk)
@@ -269,12 +269,43 @@ func TestFaults(t *testing.T) {
 						t.Logf("%d operations", n)
 						return
 					}
+					if n%4 == 0 && kind.kind != crash.Read {
+						// The same, and a cut.
+						c := crash.Test{Name: "fault and cut", Options: crash.Options{Limit: 5}}
+						c.Check = func(s crash.State) error { return d.Check(s, Want{Version: "3", More: 6, Loose: true}) }
+						if res := c.Judge(rec.Trace()); len(res.Failures) > 0 {
+							t.Fatalf("%s %d failed, and a cut: %s", kind.name, n, res.Failures[0])
+						}
+					}
 					after := crash.State{Image: rec.Image()}
 					if err := d.Check(after, Want{Version: "3", More: 6, Loose: true}); err != nil {
 						t.Fatalf("%s %d failed, and now: %v", kind.name, n, err)
 					}
 				}
 			})
+		}
+	}
+}
+
+// A disk that says it wrote and did not, for a write to a slot: reading back notices.
+func TestLostWrite(t *testing.T) {
+	k := newKit(t, nil)
+	d, disk := updates(k, k.bundle("3", 0, Healthy))
+	for n, hit := 0, true; hit; n++ {
+		hit = false
+		rec := crash.Record(disk)
+		rec.Lost = func(i int, off, length int64) bool {
+			slot, _ := d.allowed(off, length)
+			hit = hit || i >= n && slot != ""
+			return i == n && slot != ""
+		}
+		w := d.Over(rec, nil)
+		w.Boot(status.None)
+		if err := w.Err(); err != nil {
+			t.Fatalf("write %d is lost: %v", n, err)
+		}
+		if err := d.Check(crash.State{Image: rec.Image(), Mark: w.Known()}, Want{Version: "3", More: 4}); err != nil {
+			t.Fatalf("write %d was lost: %v", n, err)
 		}
 	}
 }
@@ -372,9 +403,9 @@ func TestLawsCanBeBroken(t *testing.T) {
 		I2: func(w *Watch) { w.mem.State.Floors.Version = "99"; w.ran(started(w, newest)) },
 		I3: func(w *Watch) { w.WriteAt([]byte{1}, d.Part(newest).Off) },
 		I4: func(w *Watch) {
+			w.mem.State.Slots[0].Good, w.mem.State.Slots[1].Good = false, false
 			for range 4 {
-				w.mem.Trials = map[boot.Hash]int{boot.Hash(started(w, newest).Started.Facts.Manifest): 3}
-				w.ran(started(w, newest))
+				w.starts(newest)
 			}
 		},
 		I5: func(w *Watch) { s := w.mem.State; s.Floors.Version = ""; s.Boot--; w.committed(s) },

@@ -12,6 +12,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"lifeboat/boot"
@@ -59,9 +60,11 @@ type Device struct {
 	// BadWorker makes an installer end badly every time (a hostile bundle).
 	BadWorker bool
 
-	policy boot.Policy
-	trust  update.Trust
-	parts  map[string]crash.Range // by slot name, and "state"
+	policy  boot.Policy
+	trust   update.Trust
+	keyring *verify.Keyring
+	parts   map[string]crash.Range // by slot name, and "state"
+	judged  *sync.Map              // seals, and the manifest hash of those that are right
 }
 
 // Open finds the partitions of a device on the image of its disk.
@@ -72,7 +75,7 @@ func Open(c *config.Config, keyring []byte, image *crash.Image) (*Device, error)
 	}
 	built := k.NewestNotBefore().Unix()
 	d := &Device{
-		Config: c, Keyring: keyring, Systems: map[boot.Hash]System{}, policy: boot.PolicyOf(c, built), parts: map[string]crash.Range{},
+		Config: c, Keyring: keyring, keyring: k, judged: new(sync.Map), Systems: map[boot.Hash]System{}, policy: boot.PolicyOf(c, built), parts: map[string]crash.Range{},
 		trust: update.Trust{
 			Keyring: keyring, Compatible: c.Compatible, Purpose: c.CheckPurpose, Formats: c.BundleFormats,
 			RequireSigned: c.RequireSignedVerity, Floor: built,
@@ -127,9 +130,16 @@ type Boot struct {
 // patience is how many waits a device is left in rescue before whoever watches goes home.
 const patience = 12
 
+// Observer is told what a device does while it does it; any of it may be nil.
+type Observer struct {
+	Committed func(boot.State)  // the commit was answered
+	Outside   func()            // bytes from outside are about to be read
+	Starts    func(slot string) // the slot is about to be opened
+}
+
 // Boot starts the device on a disk as /init does, up to the point where the system of a slot would run. end is how the
-// last boot ended as far as hardware and kernel know. each, if not nil, is told about every commit that was answered.
-func (d *Device) Boot(on disk.Device, end status.Reason, each func(boot.State)) (*Boot, error) {
+// last boot ended as far as hardware and kernel know.
+func (d *Device) Boot(on disk.Device, end status.Reason, o Observer) (*Boot, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	b := &Boot{}
@@ -137,10 +147,10 @@ func (d *Device) Boot(on disk.Device, end status.Reason, each func(boot.State)) 
 	if err != nil {
 		return nil, err
 	}
-	doors := &doors{d: d, on: on}
+	doors := &doors{d: d, on: on, told: o}
 	clock := &clock{left: patience, end: cancel}
 	u := &update.Device{
-		Store: &toldStore{store, each}, Policy: d.policy, Trust: d.trust, Class: d.Config.BootSlots()[0].Class,
+		Store: &toldStore{store, o.Committed}, Policy: d.policy, Trust: d.trust, Class: d.Config.BootSlots()[0].Class,
 		Crew: doors, Slots: doors, Clock: clock,
 		Name:     func(slot string) string { return status.SlotName(slot, d.policy.Bootname(slot)) },
 		Bootname: d.policy.Bootname,
@@ -257,6 +267,7 @@ func (s *sticks) Wait(ctx context.Context, d time.Duration) bool {
 type doors struct {
 	d       *Device
 	on      disk.Device
+	told    Observer
 	damaged []string
 }
 
@@ -273,6 +284,9 @@ func (r *doors) Seal(slot string, seal []byte) error {
 
 // Start reads the whole image, so that it notices at once what dm-verity would notice some time.
 func (r *doors) Start(slot string, f slots.Facts) error {
+	if r.told.Starts != nil {
+		r.told.Starts(slot)
+	}
 	sys, ok := r.d.Systems[boot.Hash(f.Manifest)]
 	if !ok || !r.d.holds(r.slot(slot), sys) {
 		r.damaged = append(r.damaged, slot)
@@ -295,6 +309,9 @@ func (r *doors) Run(ctx context.Context, role string, input []byte, src update.S
 	var m update.Media
 	if src.Path != "" {
 		m.Source, m.SourceSize = r.d.Stick, r.d.Stick.Size()
+		if r.told.Outside != nil {
+			r.told.Outside()
+		}
 	}
 	switch role {
 	case update.RoleInstall:
@@ -347,22 +364,33 @@ func names(s boot.State) string {
 	return strings.Join(out, "; ")
 }
 
-func (d *Device) intact(on disk.Device, slot string) (boot.Hash, bool) {
+// sealed returns what the seal of a slot vouches for, if there is one and it is right.
+func (d *Device) sealed(on disk.Device, slot string) (m boot.Hash, ok bool) {
 	section := d.section(on, slot)
 	seal, err := slots.ReadSeal(section, section.Size())
 	if err != nil {
-		return boot.Hash{}, false
+		return m, false
 	}
-	k, err := verify.ParseKeyring(d.Keyring)
+	// The same signature is judged once: what is asked here after every write is never the product's own answer.
+	known := string(seal.CMS) + seal.Image + string(seal.Salt) + string(seal.RootHash[:])
+	if v, ok := d.judged.Load(known); ok {
+		m, _ = v.(boot.Hash)
+		return m, v != nil
+	}
+	f, err := seal.Verify(verify.Rules{Keyring: d.keyring, Purpose: d.Config.CheckPurpose, AtBoot: true, Now: time.Unix(d.trust.Floor, 0)}, d.Config.Compatible)
 	if err != nil {
-		return boot.Hash{}, false
+		d.judged.Store(known, nil)
+		return m, false
 	}
-	f, err := seal.Verify(verify.Rules{Keyring: k, Purpose: d.Config.CheckPurpose, AtBoot: true, Now: time.Unix(d.trust.Floor, 0)}, d.Config.Compatible)
-	if err != nil {
-		return boot.Hash{}, false
-	}
-	sys, ok := d.Systems[boot.Hash(f.Manifest)]
-	return boot.Hash(f.Manifest), ok && d.holds(section, sys)
+	d.judged.Store(known, boot.Hash(f.Manifest))
+	return boot.Hash(f.Manifest), true
+}
+
+// intact is sealed, and the image is there.
+func (d *Device) intact(on disk.Device, slot string) (boot.Hash, bool) {
+	m, ok := d.sealed(on, slot)
+	sys, known := d.Systems[m]
+	return m, ok && known && d.holds(d.section(on, slot), sys)
 }
 
 // others returns the slots but one.

@@ -3,13 +3,16 @@ package powercut
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/pem"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -32,7 +35,12 @@ type kit struct {
 	cfg     *config.Config
 	systems map[boot.Hash]System
 	now     time.Time
+
+	unsigned bool // bundles are rauc's, whose manifests have no root hashes
 }
+
+// allKeys are everybody's: RSA, which is quicker to verify, so that more states fit into the time.
+var allKeys = sync.OnceValues(func() (*keys.Set, error) { return keys.New(keys.Options{RSA: 2048}) })
 
 const imageSize = 64 << 10
 
@@ -40,9 +48,8 @@ func newKit(t *testing.T, changes map[string]string) *kit {
 	t.Helper()
 	k := &kit{t: t, dir: t.TempDir(), systems: map[boot.Hash]System{}, now: time.Now()}
 	var err error
-	if k.keys, err = keys.New(keys.Options{}); err != nil {
-		t.Fatal(err)
-	}
+	k.keys, err = allKeys()
+	k.must(err)
 	all := map[string]string{"system require-signed-verity": "true"}
 	for name, v := range changes {
 		all[name] = v
@@ -61,7 +68,7 @@ func (k *kit) bundle(version string, epoch int, how Behaviour) string {
 	content := make([]byte, imageSize)
 	rng := rand.NewChaCha8(sha256.Sum256([]byte(version)))
 	rng.Read(content)
-	manifest := fmt.Sprintf("[update]\ncompatible=%s\nversion=%s\n\n[image.rootfs]\nfilename=rootfs.img\n", scene.Compatible, version)
+	manifest := fmt.Sprintf("[update]\ncompatible=%s\nversion=%s\n\n[bundle]\nformat=verity\n\n[image.rootfs]\nfilename=rootfs.img\n", scene.Compatible, version)
 	if epoch > 0 {
 		manifest += fmt.Sprintf("\n[meta.lifeboat]\nsecurity-epoch=%d\n", epoch)
 	}
@@ -69,7 +76,11 @@ func (k *kit) bundle(version string, epoch int, how Behaviour) string {
 	k.must(os.WriteFile(filepath.Join(in, "rootfs.img"), content, 0o644))
 	k.must(os.WriteFile(filepath.Join(in, "manifest.raucm"), []byte(manifest), 0o644))
 	out := filepath.Join(k.dir, version+".raucb")
-	k.must(bundle.Create(context.Background(), in, out, bundle.CreateOptions{Key: k.keys.Release.Key, Cert: k.keys.Release.Cert}))
+	if k.unsigned {
+		k.rauc(in, out)
+	} else {
+		k.must(bundle.Create(context.Background(), in, out, bundle.CreateOptions{Key: k.keys.Release.Key, Cert: k.keys.Release.Cert}))
+	}
 	f, err := os.Open(out)
 	k.must(err)
 	defer f.Close()
@@ -79,6 +90,19 @@ func (k *kit) bundle(version string, epoch int, how Behaviour) string {
 	k.must(err)
 	k.systems[b.Manifest.Hash()] = System{Version: version, Epoch: uint32(epoch), Behaviour: how, Size: imageSize, Content: sha256.Sum256(content)}
 	return out
+}
+
+// rauc makes a bundle as stock rauc does.
+func (k *kit) rauc(in, out string) {
+	k.t.Helper()
+	der, err := x509.MarshalPKCS8PrivateKey(k.keys.Release.Key)
+	k.must(err)
+	cert, key := filepath.Join(k.dir, "cert.pem"), filepath.Join(k.dir, "key.pem")
+	k.must(os.WriteFile(cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: k.keys.Release.Cert.Raw}), 0o644))
+	k.must(os.WriteFile(key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600))
+	if text, err := exec.Command("rauc", "--cert", cert, "--key", key, "bundle", in, out).CombinedOutput(); err != nil {
+		k.t.Fatalf("rauc bundle: %v\n%s", err, text)
+	}
 }
 
 // disk makes a disk with these slots filled.

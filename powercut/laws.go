@@ -44,9 +44,10 @@ type Watch struct {
 	mem  Memory
 	errs []error
 
-	// Decayed is set where slots lose content by themselves; Loose where the disk does more than a cut may do (neighbours
-	// lost, flushes that were lies): the record may then be lost or old, too.
-	Decayed, Loose bool
+	// Collateral is set where a cut may spoil neighbours of what was being written, as the image beside a seal; Decayed
+	// where slots lose content by themselves; Loose where the disk does what no cut may do (flushes that were lies,
+	// operations that fail): the record may then be lost or old, too.
+	Collateral, Decayed, Loose bool
 }
 
 // Over begins to watch what is done to a disk. mem is what is known from before, nil if nothing is.
@@ -109,6 +110,14 @@ func (w *Watch) committed(s boot.State) {
 			trials[e.Manifest] = w.mem.Trials[e.Manifest]
 		}
 	}
+	for _, e := range s.Slots {
+		// What a record vouches for anew is there.
+		if before := old.Entry(e.Slot); e.Manifest != before.Manifest && !e.Empty() && e.Reason == status.None && !w.Loose {
+			if m, ok := w.d.intact(w.rec.Peek(), e.Slot); !ok || m != e.Manifest {
+				w.broken(I1, "record %d vouches for version %s in %s, which is not there", s.Sequence, e.Version, e.Slot)
+			}
+		}
+	}
 	w.mem.State, w.mem.Trials = s, trials
 	if t := s.Install.Target; t != "" && old.Install != s.Install {
 		w.guard(s, t)
@@ -136,7 +145,7 @@ func (w *Watch) guard(s boot.State, target string) {
 // the next one can know, and whether a healthy system ran and said good.
 func (w *Watch) Boot(end status.Reason) (b *Boot, next status.Reason, well bool) {
 	w.found()
-	b, err := w.d.Boot(w, end, w.committed)
+	b, err := w.d.Boot(w, end, Observer{Committed: w.committed, Outside: w.outside, Starts: w.starts})
 	if err != nil {
 		w.broken(I10, "%v", err)
 		return &Boot{Rescue: true}, status.None, false
@@ -153,6 +162,16 @@ func (w *Watch) Boot(end status.Reason) (b *Boot, next status.Reason, well bool)
 
 // found compares the record on the disk with what had been answered before. From now on what was found is known.
 func (w *Watch) found() {
+	for _, slot := range w.d.policy.Slots {
+		if w.Loose || w.Decayed || w.Collateral {
+			break
+		}
+		if _, sealed := w.d.sealed(w.rec.Peek(), slot); sealed {
+			if _, ok := w.d.intact(w.rec.Peek(), slot); !ok {
+				w.broken(I1, "the seal of %s vouches for what is not there", slot)
+			}
+		}
+	}
 	s, err := w.d.State(w.rec.Peek())
 	a := w.mem.State
 	switch {
@@ -176,6 +195,33 @@ func same(a, b boot.State) bool {
 	return err1 == nil && err2 == nil && slices.Equal(x, y)
 }
 
+// outside is told that bytes from outside are about to be read: the record says so, in case they end the boot.
+func (w *Watch) outside() {
+	if w.mem.State.Mark == boot.MarkNone && !w.Loose {
+		w.broken(I9, "a stick is read, and the record does not say so")
+	}
+}
+
+// starts is told that a slot is about to be opened: from now on its system may have run.
+func (w *Watch) starts(slot string) {
+	s := w.mem.State
+	m, ok := w.d.sealed(w.rec.Peek(), slot)
+	e := s.Entry(slot)
+	if !ok || e.Good && e.Manifest == m {
+		return
+	}
+	w.mem.Trials = maps.Clone(w.mem.Trials)
+	if w.mem.Trials == nil {
+		w.mem.Trials = map[boot.Hash]int{}
+	}
+	w.mem.Trials[m]++
+	others := slices.ContainsFunc(s.Slots, func(o boot.Entry) bool { return o.Slot != slot && s.Qualifies(o, w.d.policy) })
+	if n := w.mem.Trials[m]; others && n > int(w.d.policy.Attempts) {
+		w.broken(I4, "version %s is started %d times in one round", w.d.Systems[m].Version, n)
+	}
+	w.mark("version " + w.d.Systems[m].Version + " is started")
+}
+
 // ran judges what was started, and is its system.
 func (w *Watch) ran(b *Boot) (next status.Reason, well bool) {
 	m := boot.Hash(b.Started.Facts.Manifest)
@@ -184,20 +230,8 @@ func (w *Watch) ran(b *Boot) (next status.Reason, well bool) {
 		w.broken(I1, "%s was started, version %s", b.Slot, b.Started.Facts.Version)
 		return status.None, false
 	}
-	s := w.mem.State
-	if !s.Admits(boot.Seal{Version: sys.Version, Epoch: sys.Epoch}, w.d.policy) {
+	if s := w.mem.State; !s.Admits(boot.Seal{Version: sys.Version, Epoch: sys.Epoch}, w.d.policy) {
 		w.broken(I2, "version %s epoch %d was started, floors %+v", sys.Version, sys.Epoch, s.Floors)
-	}
-	if b.Trial {
-		w.mem.Trials = maps.Clone(w.mem.Trials)
-		if w.mem.Trials == nil {
-			w.mem.Trials = map[boot.Hash]int{}
-		}
-		w.mem.Trials[m]++
-		others := slices.ContainsFunc(s.Slots, func(e boot.Entry) bool { return e.Slot != b.Slot && s.Qualifies(e, w.d.policy) })
-		if n := w.mem.Trials[m]; others && n > int(w.d.policy.Attempts) {
-			w.broken(I4, "version %s was started %d times in one round", sys.Version, n)
-		}
 	}
 	w.mark("version " + sys.Version + " runs")
 	switch sys.Behaviour {
@@ -230,7 +264,7 @@ type Want struct {
 	// More is how many boots may pass beyond those of law I6, where the update has to wait for its turn (rules 13, 15).
 	More int
 	// As in Watch.
-	Decayed, Loose bool
+	Collateral, Decayed, Loose bool
 }
 
 // most is how many boots a device may need without further cuts (law I6).
@@ -240,7 +274,7 @@ func (d *Device) most(want Want) int {
 
 // Settle boots the device until it is as wanted, at most as often as law I6 allows.
 func (w *Watch) Settle(want Want) (boots int) {
-	w.Loose, w.Decayed = w.Loose || want.Loose, w.Decayed || want.Decayed
+	w.Loose, w.Decayed, w.Collateral = w.Loose || want.Loose, w.Decayed || want.Decayed, w.Collateral || want.Collateral
 	end := status.None
 	last, ran := "", false
 	refused := false
@@ -277,5 +311,19 @@ func (d *Device) Check(s crash.State, want Want) error {
 	mem, _ := s.Mark.(*Memory)
 	w := d.Over(crash.Record(s.Image), mem)
 	w.Settle(want)
-	return w.Err()
+	if err := w.Err(); err != nil || mem == nil || d.Stick == nil || want.Loose || want.Decayed {
+		return err
+	}
+	// What was installed needs its stick no more. (With one attempt a cut uses it up.)
+	if e := mem.State.Slots[0]; d.policy.Attempts < 2 || e.Version != want.Version || e.Reason != status.None || mem.State.Install.Target != "" || e.Excluded {
+		return nil
+	}
+	alone := *d
+	alone.Stick = nil
+	w = alone.Over(crash.Record(s.Image), mem)
+	w.Settle(want)
+	if err := w.Err(); err != nil {
+		return fmt.Errorf("without the stick: %w", err)
+	}
+	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"testing"
 
-	"lifeboat/boot"
 	"lifeboat/disk/crash"
 	"lifeboat/slots"
 	"lifeboat/status"
@@ -139,6 +138,12 @@ func scenarios(t *testing.T) (all []scenario) {
 		}
 	}
 	{
+		k := newKit(t, map[string]string{"system require-signed-verity": "false"})
+		k.unsigned = true
+		d, disk := one(k, k.bundle("2", 0, Healthy))
+		add("install of what is authentic at install only", d, disk, Want{Version: "2"}, nil)
+	}
+	{
 		k := newKit(t, map[string]string{"fallback policy": "secure"})
 		d, disk := updates(k, k.bundle("3", 0, Healthy))
 		add("install with fallback=secure", d, disk, Want{Version: "3"}, nil)
@@ -229,5 +234,3 @@ func spoil(t *testing.T, stick *crash.Image) {
 	}
 	t.Fatal("there is no payload on the stick")
 }
-
-var _ = boot.RecordSize

@@ -13,6 +13,7 @@
 package slots
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -216,13 +217,9 @@ func ParseSeal(b []byte) (*Seal, error) {
 	return s, nil
 }
 
+// zero compares b with itself, one byte on: quicker than byte by byte.
 func zero(b []byte) bool {
-	for _, c := range b {
-		if c != 0 {
-			return false
-		}
-	}
-	return true
+	return len(b) == 0 || b[0] == 0 && bytes.Equal(b[1:], b[:len(b)-1])
 }
 
 // ReadSeal reads the seal of a slot of slotSize bytes. Beside those of

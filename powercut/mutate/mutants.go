@@ -1,0 +1,81 @@
+package main
+
+// mutant is the product with one promise taken away.
+type mutant struct {
+	name    string
+	file    string
+	changes []change
+}
+
+type change struct{ old, new string }
+
+// nets are asked in this order.
+var nets = []struct{ name, pkg, run string }{
+	{"crash simulator", "./powercut", "^(TestCrash|TestCollateral|TestNewestLost|TestFaults|TestLostWrite|TestFiftyCuts|TestRandomDepth)$"},
+	{"model", "./boot", "Model"},
+}
+
+var mutants = []mutant{
+	// Flushes.
+	{"no flush after the wipe", "slots/seal.go", []change{{
+		"if err := putSeal(dev, make([]byte, SealSize)); err != nil {", "if _, err := dev.WriteAt(make([]byte, SealSize), dev.Size()-SealSize); err != nil {",
+	}}},
+	{"no flush after image and tree", "update/update.go", []change{{"err = d.Slots.Sync(slot)", "err = nil"}}},
+	{"no flush after the seal", "slots/seal.go", []change{{
+		"if err := putSeal(dev, seal); err != nil {", "if _, err := dev.WriteAt(seal, dev.Size()-SealSize); err != nil {",
+	}}},
+	{"no flush after the record", "boot/raw/raw.go", []change{{"if err := s.dev.Flush(); err != nil {", "if err := error(nil); err != nil {"}}},
+	{"a flush of the record that fails is taken for done", "boot/raw/raw.go", []change{{"if err := s.dev.Flush(); err != nil {", "if s.dev.Flush(); false {\n\t\t\tvar err error"}}},
+
+	// What is written at all.
+	{"the old seal is not wiped", "update/update.go", []change{{"if err := d.Slots.Wipe(slot); err != nil {", "if err := error(nil); err != nil {"}}},
+	{"the install is not noted", "update/update.go", []change{{
+		"if !d.keep(o, boot.Note(d.state, t.Slot, o.Offer, d.Policy), rescue) {", "if false {",
+	}}},
+	{"no mark before a stick is read", "update/update.go", []change{{"if look && d.commit(d.state) {", "if look {"}}},
+	{"one copy of a record that forbids something", "boot/raw/raw.go", []change{{"times = 2", "times = 1"}}},
+	{"the newest copy of the record is overwritten", "boot/raw/raw.go", []change{{
+		"if _, err := s.dev.WriteAt(b, s.offset(1-s.copy)); err != nil {", "if _, err := s.dev.WriteAt(b, s.offset(s.copy)); err != nil {",
+	}}},
+
+	// Checks.
+	{"the record's CRC is not looked at", "boot/record.go", []change{{"recordCRC(b) != ", "false && recordCRC(b) != "}}},
+	{"the seal's CRC is not looked at", "slots/seal.go", []change{{"checksum(b) != ", "false && checksum(b) != "}}},
+	{"the slot is not read back", "update/update.go", []change{
+		{"att, seal := d.attest(ctx, slot, true, a.seal)", "att, seal := d.attest(ctx, slot, false, a.seal)\n\tseal = a.seal"},
+		{"case att.Seal.Status != boot.SealValid || att.Seal.Whole != boot.WholeRight:", "case att.Seal.Status != boot.SealValid:"},
+	}},
+	{"the seal is not read back", "update/update.go", []change{{
+		"if s := d.facts.Seals[slot]; s.Status != boot.SealValid || s.Manifest != o.Offer.Manifest {", "if d.facts.Seals[slot] = att.Seal; false {",
+	}}},
+	{"a slot is adopted without being read", "boot/decide.go", []change{{
+		"		case noted && seal.Manifest == s.Install.Manifest:\n			if seal.Whole == WholeUnread {", "		case noted && seal.Manifest == s.Install.Manifest:\n			if false {",
+	}}},
+	{"the older copy of the record wins", "boot/raw/raw.go", []change{{"st.Sequence > s.newest.Sequence {\n\t\t\ts.newest, s.copy", "st.Sequence < s.newest.Sequence {\n\t\t\ts.newest, s.copy"}}},
+
+	// Orders.
+	{"sealed before image and tree are flushed", "update/update.go", []change{{
+		"		err = d.Slots.Sync(slot)\n", "		err = d.Slots.Seal(slot, a.seal)\n\t\tif err == nil {\n\t\t\terr = d.Slots.Sync(slot)\n\t\t}\n",
+	}}},
+	{"the record vouches before the seal is there", "update/update.go", []change{{
+		"		err = d.Slots.Seal(slot, seal)\n", "		d.commit(boot.Installed(d.state, slot, att.Seal, d.Policy))\n\t\terr = d.Slots.Seal(slot, seal)\n",
+	}}},
+	{"wiped before the install is noted", "update/update.go", []change{{
+		"		if !d.keep(o, boot.Note(d.state, t.Slot, o.Offer, d.Policy), rescue) {", "		d.Slots.Wipe(t.Slot)\n\t\tif !d.keep(o, boot.Note(d.state, t.Slot, o.Offer, d.Policy), rescue) {",
+	}}},
+	{"the try is counted after the slot was opened", "update/update.go", []change{
+		{"		if !d.commit(dec.State) {\n", "		if dec.Action == boot.Boot {\n\t\t\td.state = dec.State\n\t\t} else if !d.commit(dec.State) {\n"},
+		{"		if s, ok := d.start(ctx, dec); ok {\n", "		if s, ok := d.start(ctx, dec); ok {\n\t\t\td.commit(d.state)\n"},
+	}},
+
+	// Rules.
+	{"the floor rises at install, before the trial", "boot/install.go", []change{{
+		"	s.toFront(target)\n	s.Install = Install{}\n", "	s.toFront(target)\n\ts.Floors.Version = seal.Version\n	s.Install = Install{}\n",
+	}}},
+	{"the note replaces the target's entry", "boot/install.go", []change{{
+		"	s.Install = Install{Target: target, Manifest: o.Manifest}\n", "	s.Install = Install{Target: target, Manifest: o.Manifest}\n\ts.set(Entry{Slot: target})\n",
+	}}},
+	{"tries are not counted down", "boot/decide.go", []change{{"	s.Slots[i].Tries--\n", ""}}},
+	{"the only good slot is a target", "boot/install.go", []change{{"	if len(good) == 1 {\n		free =", "	if false {\n		free ="}}},
+	{"a system that was never good is booted for ever", "boot/decide.go", []change{{"		s.exhaust(i, p)\n", "		s.Slots[i] = s.again(s.Slots[i], p)\n"}}},
+}
