@@ -46,6 +46,12 @@ type System struct {
 	Content   [32]byte // SHA-256 of these
 }
 
+// Medium is what a stick holds.
+type Medium interface {
+	io.ReaderAt
+	Size() int64
+}
+
 // Device is one device as its configuration, its keyring and its partition table describe it. It holds nothing that a
 // boot changes: the disk is given to each.
 type Device struct {
@@ -54,7 +60,7 @@ type Device struct {
 	// Systems by manifest hash: all that was ever signed for this device.
 	Systems map[boot.Hash]System
 	// Stick is plugged in at every boot; nil: none.
-	Stick *crash.Image
+	Stick Medium
 	// NoSource says that USB cannot be looked at; the record then has no mark.
 	NoSource bool
 	// BadWorker makes an installer end badly every time (a hostile bundle).

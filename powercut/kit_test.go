@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -142,7 +141,10 @@ func (k *kit) device(disk, stick *crash.Image) *Device {
 	k.t.Helper()
 	d, err := Open(k.cfg, k.pem, disk)
 	k.must(err)
-	d.Systems, d.Stick = k.systems, stick
+	d.Systems = k.systems
+	if stick != nil {
+		d.Stick = stick
+	}
 	return d
 }
 
@@ -162,8 +164,6 @@ func (k *kit) must(err error) {
 		k.t.Fatal(err)
 	}
 }
-
-var _ io.ReaderAt = (*crash.Image)(nil)
 
 func contains(lines []string, part string) bool {
 	return strings.Contains(strings.Join(lines, "\n"), part)

@@ -115,16 +115,21 @@ func deviceKeyring(cmd *cobra.Command, conf string, c *config.Config, given stri
 	if given != "" {
 		return readKeyring(given)
 	}
-	name := c.KeyringPath
-	if inside, ok := strings.CutPrefix(name, config.Dir+"/"); ok {
-		name = filepath.Join(filepath.Dir(conf), inside)
-	}
+	name := keyringBeside(conf, c)
 	k, err := readKeyring(name)
 	if missing(err) {
 		cmd.PrintErrf("lifeboat: warning: no keyring %s: signers of what goes into the slots are not checked here (--keyring F)\n", name)
 		return nil, nil
 	}
 	return k, err
+}
+
+// keyringBeside returns where the keyring of a configuration lies on this PC.
+func keyringBeside(conf string, c *config.Config) string {
+	if inside, ok := strings.CutPrefix(c.KeyringPath, config.Dir+"/"); ok {
+		return filepath.Join(filepath.Dir(conf), inside)
+	}
+	return c.KeyringPath
 }
 
 func newImageStick() *cobra.Command {
