@@ -31,8 +31,8 @@ const (
 	// idle is how long a hub with nothing behind it may stay awake before we no longer wait for it to sleep
 	// (usbcore.autosuspend=-1 keeps it awake for ever).
 	idle = 400 * time.Millisecond
-	// plugged is how long a hub of the controller may have a connected port without a device: a slow machine takes
-	// hundreds of ms until it looks, a broken device never gets there.
+	// plugged is how long a connected port of a controller may be without a device, and a device without a
+	// configuration: a slow machine takes hundreds of ms until it looks, a broken device never gets there.
 	plugged = 2 * time.Second
 	// pause is the longest time between two looks: sysfs attributes change without an event.
 	pause = 20 * time.Millisecond
@@ -49,10 +49,12 @@ const (
 //   - A hub that finds devices holds its own lock until all of them are addressed and announced; reading
 //     bConfigurationValue takes the same lock, so that it returns when they are.
 //   - Which ports of a controller have something plugged in can be asked the controller's own hub.
+//   - A device is locked until it is configured and its interfaces have their drivers.
 //   - A mass-storage interface with its driver has a SCSI host, that its units, those a block device.
 //   - Opening a disk takes the lock that is held while the kernel reads its partition table.
 //
-// So: each hub sleeps or has answered; each connected port of a controller has its device; each storage interface has its disks, and they open. An empty card
+// So: each hub sleeps or has answered; each connected port of a controller has its device; each
+// device is configured; each storage interface has its disks, and they open. An empty card
 // reader has them, with size 0. Nodes are looked for in dev beside sysfs (/dev).
 //
 // Measured in an emulated machine (QEMU 7.2 without KVM, xHCI, Debian's 6.1), in ms after the last module: hubs asleep at 60 and
@@ -132,9 +134,22 @@ func (s *settler) settled() bool {
 			}
 		} else if class, err := disk.Attr(dir, "bDeviceClass"); err == nil && class == "09" {
 			done = s.hub(dir, entries) && done
+		} else if err == nil {
+			done = s.device(dir) && done
 		}
 	}
 	return done
+}
+
+// device tells whether a device was configured before the folder was listed: its interfaces and their drivers come with
+// that, under the lock that reading the attribute takes. One that is not configured for long never will be.
+func (s *settler) device(dir string) bool {
+	age := s.age(dir)
+	before := s.answered[dir]
+	return s.answer(dir, func() bool {
+		value, _ := disk.Attr(dir, "bConfigurationValue")
+		return value != ""
+	}) && before || age >= plugged
 }
 
 // hub tells whether a hub has found all it has.
@@ -230,7 +245,7 @@ func (s *settler) storage(dir string) bool {
 	// The link leads to interface/host0/target0:0:0/0:0:0:0; Glob does not fail on a good pattern.
 	hosts, _ := filepath.Glob(filepath.Join(dir, "host*"))
 	if len(hosts) == 0 {
-		return age >= idle // bound to something that makes no disks of it
+		return age >= probe // bound to something that makes no disks of it
 	}
 	units, _ := filepath.Glob(filepath.Join(dir, "host*/target*/*:*:*:*"))
 	if len(units) == 0 {

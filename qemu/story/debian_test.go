@@ -106,7 +106,7 @@ func TestDebian(t *testing.T) {
 		vm.Expect(debianPatience, `lifeboat: starting /sbin/init\n`)
 		vm.Expect(debianPatience, `lifeboat: refused code=31 update\.raucb: it fell back here \(trial-deadline\)`)
 		vm.Expect(debianPatience, `lifeboat: fallback from B to A reason=trial-deadline\n`)
-		vm.Expect(debianPatience, `lifeboat: boot 2 slot rootfs\.0 \(A\) version 1\.0 trial tries=0\n`)
+		vm.Expect(debianPatience, `lifeboat: boot 2 slot rootfs\.0 \(A\) version 1\.0 trial tries=2\n`) // as it left the factory
 		if v := vm.Ready(); v != "1.0" {
 			t.Fatalf("version %s", v)
 		}
