@@ -30,6 +30,7 @@ type Machine struct {
 
 	Disk   string  // raw image, written in place: the guest's first virtio disk (vda); optional
 	Sticks []Stick // plugged in at power on
+	Bay    bool    // a hot-plug bay for a second internal disk; see Stick
 
 	Memory int    // MiB; 256 where 0
 	CPU    string // -cpu; see [DefaultCPU]
@@ -49,6 +50,7 @@ type Stick struct {
 	Name     string // letters, digits and dashes; for [VM.PullStick]
 	File     string
 	ReadOnly bool
+	Bay      bool // no stick but a virtio disk in the machine's bay
 }
 
 // DefaultCPU has RDRAND, without which getrandom blocks an early /init for a second, and boots fastest under emulation.
@@ -76,8 +78,12 @@ func blockdev(node, file string, readOnly bool) map[string]any {
 
 // stickDevice is the device above a stick's block node, for -device and device_add alike.
 // Not removable=on: the guest would poll for a medium all the time, as no real stick makes it.
-func stickDevice(name string) map[string]any {
-	return map[string]any{"driver": "usb-storage", "bus": "xhci.0", "id": name, "drive": stickNode(name)}
+func stickDevice(s Stick) map[string]any {
+	device := map[string]any{"driver": "usb-storage", "bus": "xhci.0", "id": s.Name, "drive": stickNode(s.Name)}
+	if s.Bay {
+		device["driver"], device["bus"] = "virtio-blk-pci", "bay"
+	}
+	return device
 }
 
 func stickNode(name string) string { return "stick-" + name }
@@ -127,12 +133,15 @@ func (m *Machine) args(sticks []Stick) ([]string, error) {
 		}
 		args = append(args, "-blockdev", string(arg), "-device", "virtio-blk-pci,drive=disk")
 	}
+	if m.Bay {
+		args = append(args, "-device", "pcie-root-port,id=bay")
+	}
 	for _, s := range sticks {
 		node, err := json.Marshal(blockdev(stickNode(s.Name), s.File, s.ReadOnly))
 		if err != nil {
 			return nil, err
 		}
-		device, err := json.Marshal(stickDevice(s.Name))
+		device, err := json.Marshal(stickDevice(s))
 		if err != nil {
 			return nil, err
 		}

@@ -241,7 +241,7 @@ func (v *VM) PlugStick(s Stick) error {
 	if _, err := p.qmp.call("blockdev-add", blockdev(stickNode(s.Name), s.File, s.ReadOnly)); err != nil {
 		return fmt.Errorf("plug in %s: %w", s.Name, err)
 	}
-	if _, err := p.qmp.call("device_add", stickDevice(s.Name)); err != nil {
+	if _, err := p.qmp.call("device_add", stickDevice(s)); err != nil {
 		_, err2 := p.qmp.call("blockdev-del", map[string]any{"node-name": stickNode(s.Name)})
 		return fmt.Errorf("plug in %s: %w", s.Name, errors.Join(err, err2))
 	}

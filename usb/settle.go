@@ -2,10 +2,14 @@ package usb
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -19,11 +23,17 @@ const (
 	// enumerate is how long after a hub's start its worker surely has begun to look at devices that were there
 	// from the start: 20 ms for power, 100 ms of debouncing, and some for a slow machine.
 	enumerate = 250 * time.Millisecond
-	// bind is how long an interface may be without a driver, and a disk without being announced by one.
+	// bind is how long an interface may be without a driver.
 	bind = 150 * time.Millisecond
+	// probe is how long a unit may wait for the disk driver, which takes every unit of its kinds, but asynchronously:
+	// a machine that is short of time needs a few hundred ms for it.
+	probe = 2 * time.Second
 	// idle is how long a hub with nothing behind it may stay awake before we no longer wait for it to sleep
 	// (usbcore.autosuspend=-1 keeps it awake for ever).
 	idle = 400 * time.Millisecond
+	// plugged is how long a connected port of a controller may be without a device, and a device without a
+	// configuration: a slow machine takes hundreds of ms until it looks, a broken device never gets there.
+	plugged = 2 * time.Second
 	// pause is the longest time between two looks: sysfs attributes change without an event.
 	pause = 20 * time.Millisecond
 )
@@ -38,10 +48,13 @@ const (
 //     (power/runtime_status is "suspended"; a SuperSpeed root hub may need several attempts at it).
 //   - A hub that finds devices holds its own lock until all of them are addressed and announced; reading
 //     bConfigurationValue takes the same lock, so that it returns when they are.
+//   - Which ports of a controller have something plugged in can be asked the controller's own hub.
+//   - A device is locked until it is configured and its interfaces have their drivers.
 //   - A mass-storage interface with its driver has a SCSI host, that its units, those a block device.
 //   - Opening a disk takes the lock that is held while the kernel reads its partition table.
 //
-// So: each hub sleeps or has answered; each storage interface has its disks, and they open. An empty card
+// So: each hub sleeps or has answered; each connected port of a controller has its device; each
+// device is configured; each storage interface has its disks, and they open. An empty card
 // reader has them, with size 0. Nodes are looked for in dev beside sysfs (/dev).
 //
 // Measured in an emulated machine (QEMU 7.2 without KVM, xHCI, Debian's 6.1), in ms after the last module: hubs asleep at 60 and
@@ -121,25 +134,92 @@ func (s *settler) settled() bool {
 			}
 		} else if class, err := disk.Attr(dir, "bDeviceClass"); err == nil && class == "09" {
 			done = s.hub(dir, entries) && done
+		} else if err == nil {
+			done = s.device(dir) && done
 		}
 	}
 	return done
+}
+
+// device tells whether a device was configured before the folder was listed: its interfaces and their drivers come with
+// that, under the lock that reading the attribute takes. One that is not configured for long never will be.
+func (s *settler) device(dir string) bool {
+	age := s.age(dir)
+	before := s.answered[dir]
+	return s.answer(dir, func() bool {
+		value, _ := disk.Attr(dir, "bConfigurationValue")
+		return value != ""
+	}) && before || age >= plugged
 }
 
 // hub tells whether a hub has found all it has.
 func (s *settler) hub(dir string, devices []os.DirEntry) bool {
 	age := s.age(dir)
 	if status, err := disk.Attr(dir, "power/runtime_status"); err == nil && strings.HasPrefix(status, "suspend") {
-		return age >= attach // asleep, or falling asleep
+		return age >= attach && s.ports(dir, age) // asleep, or falling asleep
 	}
-	if age < enumerate {
-		return false
-	}
+	return age >= enumerate && s.awake(dir, devices, age) && s.ports(dir, age)
+}
+
+func (s *settler) awake(dir string, devices []os.DirEntry, age time.Duration) bool {
 	free := s.answer(dir, func() bool {
 		_, _ = disk.Attr(dir, "bConfigurationValue") // an error is a hub that has gone
 		return true
 	})
 	return free && (parent(filepath.Base(dir), devices) || age >= idle)
+}
+
+// ports tells whether each connected port of a controller's hub has its device. Of other hubs, and where the hub cannot
+// be asked, it knows nothing.
+func (s *settler) ports(dir string, age time.Duration) bool {
+	bus, root := strings.CutPrefix(filepath.Base(dir), "usb")
+	if !root || age >= plugged {
+		return true
+	}
+	return s.answer(filepath.Join(dir, "ports"), func() bool {
+		text, _ := disk.Attr(dir, "maxchild")
+		count, _ := strconv.Atoi(text)
+		number, err := strconv.Atoi(bus)
+		if err != nil {
+			return true
+		}
+		hub, err := os.OpenFile(filepath.Join(s.nodes, fmt.Sprintf("bus/usb/%03d/001", number)), os.O_RDWR, 0)
+		if err != nil {
+			return true
+		}
+		defer hub.Close()
+		for port := 1; port <= min(count, maxPorts); port++ {
+			if connected(hub, port) && !exists(s.devices, fmt.Sprintf("%d-%d", number, port)) {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+const maxPorts = 255
+
+// connected asks a hub for a port's status (USB 2.0, 11.24.2.7: bit 0 says that a device is there) through usbfs, which
+// wakes the hub.
+func connected(hub *os.File, port int) bool {
+	const getPortStatus, deviceToHostClassOther = 0, 0xa3
+	const usbdevfsControl = 3<<30 | unsafe.Sizeof(control{})<<16 | 'U'<<8 // _IOWR('U', 0, struct usbdevfs_ctrltransfer)
+	var status [4]byte
+	c := control{
+		RequestType: deviceToHostClassOther, Request: getPortStatus, Index: uint16(port), Length: uint16(len(status)),
+		Timeout: 1000, Data: unsafe.Pointer(&status),
+	}
+	n, _, errno := unix.Syscall(unix.SYS_IOCTL, hub.Fd(), usbdevfsControl, uintptr(unsafe.Pointer(&c)))
+	runtime.KeepAlive(&c)
+	return errno == 0 && int(n) == len(status) && status[0]&1 != 0
+}
+
+// control is struct usbdevfs_ctrltransfer of linux/usbdevice_fs.h; the timeout is in ms.
+type control struct {
+	RequestType, Request uint8
+	Value, Index, Length uint16
+	Timeout              uint32
+	Data                 unsafe.Pointer
 }
 
 // parent tells whether one of devices is plugged into hub: 2-1 into usb2, 2-1.4 into 2-1.
@@ -165,7 +245,7 @@ func (s *settler) storage(dir string) bool {
 	// The link leads to interface/host0/target0:0:0/0:0:0:0; Glob does not fail on a good pattern.
 	hosts, _ := filepath.Glob(filepath.Join(dir, "host*"))
 	if len(hosts) == 0 {
-		return age >= idle // bound to something that makes no disks of it
+		return age >= probe // bound to something that makes no disks of it
 	}
 	units, _ := filepath.Glob(filepath.Join(dir, "host*/target*/*:*:*:*"))
 	if len(units) == 0 {
@@ -184,7 +264,7 @@ func (s *settler) storage(dir string) bool {
 		disks, _ := filepath.Glob(filepath.Join(unit, "block/*"))
 		if len(disks) > 0 {
 			done = s.disk(disks[0]) && done
-		} else if exists(unit, "driver") || age < bind {
+		} else if exists(unit, "driver") || age < probe {
 			done = false // being read, or spinning up
 		}
 	}

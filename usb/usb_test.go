@@ -215,6 +215,20 @@ func TestSettle(t *testing.T) {
 			700 * time.Millisecond, func(m machine) { m.remove(bus + "/2-1"); m.remove("sys/bus/usb/devices/2-1:1.0") },
 			700 * time.Millisecond, 850 * time.Millisecond,
 		},
+		{
+			"a device that takes its time to be configured",
+			func(m machine) {
+				hub(m)
+				m.device(bus+"/2-1", "2-1", "00")
+				m.file(bus+"/2-1/bConfigurationValue", "\n")
+			},
+			700 * time.Millisecond, func(m machine) {
+				m.remove(bus + "/2-1")
+				m.remove("sys/bus/usb/devices/2-1")
+				m.disk(m.stick("2-1", ""), "sda", 4096)
+			},
+			700 * time.Millisecond, 850 * time.Millisecond,
+		},
 		{"a disk that never comes", func(m machine) { hub(m); m.stick("2-1", "") }, 0, nil, limit, limit + 150*time.Millisecond},
 		{
 			"an interface without a driver", func(m machine) { hub(m); m.stick("2-1", ""); m.remove(bus + "/2-1/2-1:1.0/driver") },

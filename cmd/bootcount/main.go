@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -208,15 +209,28 @@ func uptime() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// orderly is how long an orderly reboot may take.
-const orderly = time.Minute
+const (
+	orderly = time.Minute      // how long an orderly reboot may take
+	flush   = 10 * time.Second // how long writing back what is cached may take
+)
 
-// reboot asks the system's manager, and does it itself when that takes too long: a system whose trial failed may not
-// be able to shut down.
+// reboot asks the system's manager, and does it itself where nobody can be asked or it takes too long: a system whose
+// trial failed may not be able to shut down.
 func reboot() error {
-	_ = exec.Command("reboot").Run()
-	time.Sleep(orderly)
-	unix.Sync()
+	ctx, cancel := context.WithTimeout(context.Background(), orderly)
+	defer cancel()
+	if exec.CommandContext(ctx, "reboot").Run() == nil {
+		<-ctx.Done()
+	}
+	synced := make(chan struct{})
+	go func() {
+		unix.Sync()
+		close(synced)
+	}()
+	select {
+	case <-synced:
+	case <-time.After(flush):
+	}
 	return unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 }
 

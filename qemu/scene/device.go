@@ -57,7 +57,13 @@ func Start(t qemu.TB, m qemu.Machine) *Device {
 // Ready waits until the system obeys and returns its version.
 func (d *Device) Ready() string {
 	d.t.Helper()
-	v, err := Ready(d.VM, Patience)
+	return d.ReadyIn(Patience)
+}
+
+// ReadyIn is Ready with a limit of its own.
+func (d *Device) ReadyIn(limit time.Duration) string {
+	d.t.Helper()
+	v, err := Ready(d.VM, limit)
 	d.must(err)
 	return v
 }
@@ -73,7 +79,13 @@ func (d *Device) Status() *status.Report {
 // Run executes a command in the system, which has to succeed, and returns what it wrote.
 func (d *Device) Run(command ...string) string {
 	d.t.Helper()
-	out, exit, err := testsystem.Run(d.VM, Patience, command...)
+	return d.RunIn(Patience, command...)
+}
+
+// RunIn is Run with a limit of its own.
+func (d *Device) RunIn(limit time.Duration, command ...string) string {
+	d.t.Helper()
+	out, exit, err := testsystem.Run(d.VM, limit, command...)
 	d.must(err)
 	if exit != 0 {
 		d.t.Fatalf("%q in the device: exit %d: %s", command, exit, out)

@@ -1,6 +1,8 @@
 package story
 
 import (
+	"bytes"
+	"encoding/hex"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -90,6 +92,54 @@ func TestDamagedSlot(t *testing.T) {
 				t.Errorf("B %+v", b)
 			}
 		})
+	}
+}
+
+// A block in the middle of an image decays. It is only found when the running system reads it: the device restarts, the
+// slot is read whole before its bundle is accused, and the other slot boots. The same bundle repairs the slot.
+func TestDecayedBlock(t *testing.T) {
+	t.Parallel()
+	d := special(t, scene.Options{Config: map[string]string{"system boot-attempts": "2"}})
+	noise := make([]byte, 256<<10) // two blocks of squashfs, stored as they are
+	random := rand.NewChaCha8([32]byte{2})
+	_, _ = random.Read(noise)
+	file := d.Path("noise")
+	if err := os.WriteFile(file, noise, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	stick := d.update(t, "2.0", testsystem.Wait, testsystem.Options{Files: map[string]string{"/usr/noise": file}}, scene.BundleOptions{})
+	image := d.disk(t, "decay")
+	vm := scene.Start(t, d.Machine(image, stick))
+	boots(t, vm, 1, "B", "2.0", "trial tries=1")
+	vm.PullStick("stick0")
+	vm.Cut()
+	edit(t, image, "rootfs.1", func(b []byte) {
+		at := bytes.Index(b, noise[len(noise)/2:][:64])
+		if at < 0 {
+			t.Fatal("the file is not found in the slot")
+		}
+		b[at] ^= 1
+	})
+	vm.PowerOn()
+	boots(t, vm, 2, "B", "2.0", "trial tries=0")
+	if err := vm.VM.Type("run read head 262144 /usr/noise\n"); err != nil {
+		t.Fatal(err)
+	}
+	vm.Expect(scene.Patience, `verity: .*data block \d+ is corrupted`)
+	for e := vm.Event(scene.Patience, "RESET"); e.Reason() != "guest-reset"; e = vm.Event(scene.Patience, "RESET") {
+	}
+	vm.Expect(scene.Patience, `lifeboat: reading slot rootfs\.1 \(B\) whole\n`)
+	vm.Expect(scene.Patience, `lifeboat: fallback from B to A reason=verity-error\n`)
+	boots(t, vm, 3, "A", "1.0", "trial tries=1")
+	if b := slot(vm.Status(), "B"); b.Reason != "verity-error" {
+		t.Errorf("B %+v", b)
+	}
+	vm.PlugStick(qemu.Stick{Name: "again", File: stick})
+	vm.Reset()
+	vm.Expect(scene.Patience, `lifeboat: installed 2\.0 to rootfs\.1 \(B\)\n`)
+	boots(t, vm, 4, "B", "2.0", "trial tries=1")
+	if got := vm.Run("head", "262144", "/usr/noise"); got != hex.EncodeToString(noise) {
+		t.Error("what is read now is not what was installed")
 	}
 }
 
