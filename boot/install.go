@@ -182,7 +182,9 @@ func Refuse(s State, o Offer, wiped, seen bool, code int, p Policy) State {
 	if wiped && target != "" {
 		s.set(Entry{Slot: target, Reason: status.SealMissing})
 	}
-	s.Install = Install{}
+	if s.Entry(target).Reason != status.Unreadable {
+		s.Install = Install{} // else it is an older one, of which nobody knows yet how far it came
+	}
 	if seen {
 		s.guard(GuardID(o.Manifest), true)
 	} else {

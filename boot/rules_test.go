@@ -415,6 +415,19 @@ func TestRule10_RefusedLeavesEmptyWithAReason(t *testing.T) {
 	}
 }
 
+// The trace: B is sealed with 2 and cut before the commit; it cannot be read in the next boot, in which another bundle is
+// refused; with the note gone, 2 would be in limbo: adopted last and not booted (rule 8).
+func TestRule10_RefusalLeavesAnOlderNoteAlone(t *testing.T) {
+	r := newRig(t, available, sealOf("1"), sealOf("2"), entry(a, "1", good), entry(b, "0"))
+	r.commit(Note(r.durable, b, offerOf("2"), r.p))
+	r.medium[b] = Seal{Status: SealUnreadable, Whole: WholeDamaged}
+	s, _, _ := Settle(r.durable, Facts{Seals: r.medium}, r.p)
+	r.commit(Refuse(s, offerOf("3"), false, true, 30, r.p))
+	wantBoot(t, r.boot(status.None), a)
+	r.medium[b] = right(sealOf("2"))
+	wantBoot(t, r.boot(status.None), b)
+}
+
 func TestRule11_WhatIsTaken(t *testing.T) {
 	floor := func(s State) State { s.Floors = Floors{Version: "2", Epoch: 1}; return s }
 	both := state(entry(a, "3", good), entry(b, "2", good))

@@ -333,3 +333,17 @@ type Store interface {
 	// of before or s is found by the next Load, never anything else.
 	Commit(s State) (State, error)
 }
+
+// Stricter reports whether next forbids something that old allowed, so that losing the newest copy must not bring it
+// back (rule 3).
+func Stricter(old, next State) bool {
+	if version.Compare(next.Floors.Version, old.Floors.Version) > 0 || next.Floors.Epoch > old.Floors.Epoch || next.Floors.Time > old.Floors.Time {
+		return true
+	}
+	for _, e := range next.Slots {
+		if e.Excluded && !old.Entry(e.Slot).Excluded {
+			return true
+		}
+	}
+	return false
+}

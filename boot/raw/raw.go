@@ -8,7 +8,6 @@ import (
 
 	"lifeboat/boot"
 	"lifeboat/disk"
-	"lifeboat/version"
 )
 
 // MinSize is the least size of the state partition in bytes. The two copies lie at its first and its last 4 KiB, so
@@ -96,7 +95,7 @@ func (s *Store) Commit(st boot.State) (boot.State, error) {
 		}
 	}
 	times := 1
-	if Stricter(s.newest, st) {
+	if boot.Stricter(s.newest, st) {
 		times = 2
 	}
 	for range times {
@@ -114,18 +113,4 @@ func (s *Store) Commit(st boot.State) (boot.State, error) {
 		s.copy, s.newest = 1-s.copy, st.Clone()
 	}
 	return st, nil
-}
-
-// Stricter reports whether next forbids something that old allowed, so that losing the newest copy must not bring it
-// back (rule 3).
-func Stricter(old, next boot.State) bool {
-	if version.Compare(next.Floors.Version, old.Floors.Version) > 0 || next.Floors.Epoch > old.Floors.Epoch || next.Floors.Time > old.Floors.Time {
-		return true
-	}
-	for _, e := range next.Slots {
-		if e.Excluded && !old.Entry(e.Slot).Excluded {
-			return true
-		}
-	}
-	return false
 }
