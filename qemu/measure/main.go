@@ -10,22 +10,24 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
 
-	"lifeboat/confine"
+	"golang.org/x/sys/unix"
+
 	"lifeboat/qemu/scene"
 )
 
 func main() {
-	if j := confine.Child(); j != nil {
-		j.Exit(work(j))
-	}
 	var o options
 	flag.StringVar(&o.part, "part", "", "boot, install or memory; all where empty")
 	flag.IntVar(&o.repeat, "repeat", 7, "how often each thing is measured")
+	flag.Int64Var(&o.size, "size", 256, "MiB of the images that are installed")
 	flag.StringVar(&o.keep, "keep", "", "folder for logs of the virtual device")
 	flag.Parse()
+	runtime.LockOSThread() // what this thread has started ends with it, however that comes about
 	if err := run(o); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
@@ -35,6 +37,7 @@ func main() {
 type options struct {
 	part   string
 	repeat int
+	size   int64 // MiB
 	keep   string
 }
 
@@ -62,6 +65,13 @@ func run(o options) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
+	interrupted := make(chan os.Signal, 1)
+	signal.Notify(interrupted, unix.SIGINT, unix.SIGTERM)
+	go func() {
+		<-interrupted
+		os.RemoveAll(dir)
+		os.Exit(1)
+	}()
 	b := &bench{options: o, root: root, dir: dir}
 	known := false
 	for _, p := range parts {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 )
@@ -45,10 +46,16 @@ type goal struct {
 	text         string
 }
 
+func goalText(goals []*goal) string {
+	var text []string
+	for _, g := range goals {
+		text = append(text, g.String())
+	}
+	return strings.Join(text, ", ")
+}
+
 func (g *goal) String() string {
 	switch {
-	case g == nil:
-		return ""
 	case g.figure <= g.most:
 		return g.text + ": met"
 	}
@@ -56,10 +63,10 @@ func (g *goal) String() string {
 }
 
 // seconds adds a row of a time.
-func (b *bench) seconds(part, what string, s sample, ratio string, g *goal) {
+func (b *bench) seconds(part, what string, s sample, ratio string, goals ...*goal) {
 	b.rows = append(b.rows, row{
 		part: part, what: what, value: fmt.Sprintf("%.3f s", s.median()),
-		spread: fmt.Sprintf("%.3f to %.3f", slices.Min(s), slices.Max(s)), ratio: ratio, goal: g.String(),
+		spread: fmt.Sprintf("%.3f to %.3f", slices.Min(s), slices.Max(s)), ratio: ratio, goal: goalText(goals),
 	})
 }
 
