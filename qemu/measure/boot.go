@@ -41,7 +41,7 @@ func boots(b *bench) error {
 	if err != nil {
 		return err
 	}
-	factory, err := b.bootDisk(s)
+	factory, err := b.bootDisk(s, nil)
 	if err != nil {
 		return err
 	}
@@ -78,8 +78,9 @@ func boots(b *bench) error {
 	return nil
 }
 
-// bootDisk is a disk with the witness in its first slot.
-func (b *bench) bootDisk(s *scene.Scene) (string, error) {
+// bootDisk is a disk with the witness in its first slot. sizes are those of the slots where they are not to be as small
+// as can be.
+func (b *bench) bootDisk(s *scene.Scene, sizes map[string]int64) (string, error) {
 	tree := s.Path("witness")
 	for _, dir := range []string{"dev", "proc", "sys", "run", "sbin"} {
 		if err := os.MkdirAll(filepath.Join(tree, dir), 0o755); err != nil {
@@ -97,7 +98,7 @@ func (b *bench) bootDisk(s *scene.Scene) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return s.Disk("factory.img", map[string]string{"rootfs.0": file}, nil)
+	return s.Disk("factory.img", map[string]string{"rootfs.0": file}, sizes)
 }
 
 // build compiles a static program.
@@ -263,13 +264,7 @@ func (b *bench) boot(s *scene.Scene, factory string, c *contender) error {
 	}
 	m := s.Machine(file)
 	m.Initrd, m.NoReboot, m.Append = c.initrd, true, qemu.FastArgs+" console=ttyS0 quiet panic=-1"
-	vm, err := qemu.Start(context.Background(), m)
-	if err != nil {
-		return err
-	}
-	defer vm.Close()
-	err = vm.Wait(2 * time.Minute)
-	text := vm.Console()
+	text, err := b.console(m, 2*time.Minute)
 	if b.keep != "" {
 		name := fmt.Sprintf("%.8s-%d.log", strings.Map(letters, c.name), len(c.total))
 		if err := errors.Join(os.MkdirAll(b.keep, 0o755), os.WriteFile(filepath.Join(b.keep, name), []byte(text), 0o644)); err != nil {
@@ -277,19 +272,15 @@ func (b *bench) boot(s *scene.Scene, factory string, c *contender) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("%w; end of the console:\n%s", err, text[max(0, len(text)-4000):])
+		return err
 	}
 	from, err1 := stamp(runInit, text)
 	to, err2 := stamp(started, text)
 	if err := errors.Join(err1, err2); err != nil {
-		return fmt.Errorf("%w; end of the console:\n%s", err, text[max(0, len(text)-4000):])
+		return fmt.Errorf("%w; the console:\n%s", err, tail(text))
 	}
 	c.total = append(c.total, to-from)
-	if i := strings.Index(text, "{\n"); i >= 0 {
-		var r status.Report
-		if err := json.NewDecoder(strings.NewReader(text[i:])).Decode(&r); err != nil {
-			return fmt.Errorf("boot.json: %w", err)
-		}
+	if r, err := report(text); err == nil { // the others leave none
 		if c.phases == nil {
 			c.phases = map[string]sample{}
 		}
@@ -301,6 +292,35 @@ func (b *bench) boot(s *scene.Scene, factory string, c *contender) error {
 		}
 	}
 	return nil
+}
+
+// console starts a machine, waits until the witness has switched it off and returns all that it wrote.
+func (b *bench) console(m qemu.Machine, patience time.Duration) (string, error) {
+	vm, err := qemu.Start(context.Background(), m)
+	if err != nil {
+		return "", err
+	}
+	defer vm.Close()
+	err = vm.Wait(patience)
+	text := vm.Console()
+	if err != nil {
+		err = fmt.Errorf("%w; the console:\n%s", err, tail(text))
+	}
+	return text, err
+}
+
+func tail(text string) string { return text[max(0, len(text)-4000):] }
+
+// report finds the boot.json that the witness printed.
+func report(console string) (r status.Report, err error) {
+	_, text, found := strings.Cut(console, "\n{")
+	if !found {
+		return r, fmt.Errorf("no boot.json; the console:\n%s", tail(console))
+	}
+	if err := json.NewDecoder(strings.NewReader("{" + text)).Decode(&r); err != nil {
+		return r, fmt.Errorf("boot.json: %w", err)
+	}
+	return r, nil
 }
 
 func letters(r rune) rune {

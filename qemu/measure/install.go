@@ -30,7 +30,7 @@ func installs(b *bench) error {
 	if err != nil {
 		return err
 	}
-	t, err := b.newTarget(slots.Need(b.size << 20))
+	t, err := b.newTarget(slots.Need(b.size<<20), true)
 	if err != nil {
 		return err
 	}
@@ -85,7 +85,7 @@ func (b *bench) installers(s *scene.Scene, t *target, rauc *rauc, image, kind st
 		}
 		c := &installer{name: "lifeboat, " + compression, ours: true, goal: compression == "zstd", more: map[string]*sample{}}
 		c.run = func(t *target) (time.Duration, error) {
-			u, err := b.update(s, stick, t)
+			u, err := updateFrom(b.root, stick, s.Key("release.keyring.pem"), t)
 			if err != nil {
 				return 0, err
 			}

@@ -26,9 +26,15 @@ func main() {
 	flag.IntVar(&o.repeat, "repeat", 7, "how often each thing is measured")
 	flag.Int64Var(&o.size, "size", 256, "MiB of the images that are installed")
 	flag.StringVar(&o.keep, "keep", "", "folder for logs of the virtual device")
+	peaksOnly := flag.Bool("peaks", false, "for memory: STICK KEYRING TARGET; update the target and print the peaks of the workers")
+	root := flag.String("root", "", "for -peaks: the source tree")
 	flag.Parse()
 	runtime.LockOSThread() // what this thread has started ends with it, however that comes about
-	if err := run(o); err != nil {
+	do := func() error { return run(o) }
+	if *peaksOnly {
+		do = func() error { return peaks(*root, flag.Args()) }
+	}
+	if err := do(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}

@@ -13,21 +13,27 @@ import (
 )
 
 // target is what everybody installs to: a loop device that hands on to a file of its own past the page cache, or that
-// file where there is no loop device. The file's blocks are allocated and written before anything is measured.
+// file where there is no loop device.
 type target struct {
 	path string   // to be written to
 	size int64    // bytes
 	hold *os.File // keeps the loop device until close, or the end of this process
 }
 
-// newTarget makes the target of size bytes; close gives it back.
-func (b *bench) newTarget(size int64) (*target, error) {
-	file := filepath.Join(b.dir, "slot.img")
-	if err := command(b.dir, "dd", "if=/dev/zero", "of="+file, "bs=1M", fmt.Sprintf("count=%d", (size+1<<20-1)>>20), "conv=fsync"); err != nil {
+// newTarget makes the target of at least size bytes; close gives it back. Where it is filled its blocks have been
+// written once, so that nobody has to find room on the disk for them.
+func (b *bench) newTarget(size int64, filled bool) (*target, error) {
+	const mib = 1 << 20
+	t := &target{path: filepath.Join(b.dir, "slot.img"), size: (size + mib - 1) &^ (mib - 1)}
+	if err := errors.Join(os.WriteFile(t.path, nil, 0o644), os.Truncate(t.path, t.size)); err != nil {
 		return nil, err
 	}
-	t := &target{path: file, size: (size + 1<<20 - 1) &^ (1<<20 - 1)}
-	out, err := exec.Command("losetup", "--find", "--show", "--direct-io=on", file).Output()
+	if filled {
+		if err := command(b.dir, "dd", "if=/dev/zero", "of="+t.path, "bs=1M", fmt.Sprintf("count=%d", t.size/mib), "conv=fsync,notrunc"); err != nil {
+			return nil, err
+		}
+	}
+	out, err := exec.Command("losetup", "--find", "--show", "--direct-io=on", t.path).Output()
 	if err != nil {
 		b.say("no loop device here (%v): installs go to a file", err)
 		return t, nil

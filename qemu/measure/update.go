@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -26,14 +26,14 @@ type slot = *disk.File
 
 // updater is a device on this machine: update.Device drives it as it drives PID 1, its workers are bin/init, confined.
 type updater struct {
-	b      *bench
+	root   string
 	t      *target
 	source string // image of a stick
 
 	began   time.Time                // when the target was wiped
 	install time.Duration            // from then until the seal was durable
 	spent   map[string]time.Duration // by step
-	peak    map[string]int64         // KiB of each worker
+	peak    map[string]int64         // KiB of each worker, and never less than this process's own
 	said    []string
 }
 
@@ -47,10 +47,10 @@ func (b *bench) stick(s *scene.Scene, image, name, compression string) (string, 
 	return s.Stick(name+".stick", file)
 }
 
-// update runs one boot's update of the target from a stick.
-func (b *bench) update(s *scene.Scene, stick string, t *target) (*updater, error) {
-	u := &updater{b: b, t: t, source: stick, spent: map[string]time.Duration{}, peak: map[string]int64{}}
-	keyring, err := os.ReadFile(s.Key("release.keyring.pem"))
+// updateFrom runs one boot's update of the target from a stick.
+func updateFrom(root, stick, keyringFile string, t *target) (*updater, error) {
+	u := &updater{root: root, t: t, source: stick, spent: map[string]time.Duration{}, peak: map[string]int64{}}
+	keyring, err := os.ReadFile(keyringFile)
 	if err != nil {
 		return nil, err
 	}
@@ -121,7 +121,7 @@ func (u *updater) Start(string, slots.Facts) error { return nil }
 
 // Run starts a worker as PID 1 does (cmd/init/crew.go).
 func (u *updater) Run(ctx context.Context, role string, input []byte, src update.Source, slot string, frame func(byte, []byte) error) error {
-	spec := confine.Spec{Role: role, UID: 65500, Input: input, Stall: time.Minute, MaxBytes: 64 << 20, Exe: u.b.root + "/bin/init"}
+	spec := confine.Spec{Role: role, UID: 65500, Input: input, Stall: time.Minute, MaxBytes: 64 << 20, Exe: filepath.Join(u.root, "bin/init")}
 	var err error
 	open := func(path string, flags int) {
 		f, e := os.OpenFile(path, flags, 0)
@@ -146,38 +146,8 @@ func (u *updater) Run(ctx context.Context, role string, input []byte, src update
 		return err
 	}
 	return u.step("worker "+role, func() error {
-		// The answer's last frame comes before the worker ends, and all of its work before that.
-		_, err := confine.Run(ctx, spec, func(kind byte, body []byte) error {
-			u.peak[role] = max(u.peak[role], childPeak())
-			return frame(kind, body)
-		})
+		usage, err := confine.Run(ctx, spec, frame)
+		u.peak[role] = max(u.peak[role], usage.MaxRSSKiB)
 		return err
 	})
-}
-
-// childPeak returns the peak resident memory of the only child of this process in KiB, 0 where there is none. What the
-// kernel reports when a child has ended is no use: it is never less than its parent's own peak.
-func childPeak() int64 {
-	tasks, _ := os.ReadDir("/proc/self/task")
-	for _, task := range tasks {
-		pids, _ := os.ReadFile("/proc/self/task/" + task.Name() + "/children")
-		for _, pid := range strings.Fields(string(pids)) {
-			if n := peak("/proc/" + pid + "/status"); n > 0 {
-				return n
-			}
-		}
-	}
-	return 0
-}
-
-// peak returns VmHWM of a process in KiB.
-func peak(file string) int64 {
-	text, _ := os.ReadFile(file)
-	for line := range strings.Lines(string(text)) {
-		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
-			n, _ := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
-			return n
-		}
-	}
-	return 0
 }
