@@ -1,0 +1,173 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"lifeboat/qemu/scene"
+	"lifeboat/slots"
+)
+
+// installer is one way to bring an image to the target, with its times in seconds.
+type installer struct {
+	name  string
+	ours  bool
+	goal  bool // it has to keep to the goal
+	run   func(t *target) (time.Duration, error)
+	times sample
+	more  map[string]*sample // parts of it, and more than it
+}
+
+// installs measures on the host how long an image takes from the bundle to the medium: our workers as early boot runs
+// them, with the read-back that the others do not have, against dd of the image as it is, `rauc install` of a plain
+// bundle and swupdate of a streamed image. Sources lie in memory for all of them, the target is on the disk.
+func installs(b *bench) error {
+	dir := filepath.Join(b.dir, "install")
+	s, err := scene.New(dir, scene.Options{Flavour: "cloud", Config: map[string]string{"system require-signed-verity": "true"}})
+	if err != nil {
+		return err
+	}
+	t, err := b.newTarget(slots.Need(b.size<<20), true)
+	if err != nil {
+		return err
+	}
+	defer t.close()
+	rauc, err := b.startRauc(s, t)
+	if err != nil {
+		return err
+	}
+	defer rauc.close()
+	for _, kind := range []struct {
+		name         string
+		compressible bool
+	}{{"compressible", true}, {"incompressible", false}} {
+		b.say("making bundles of %d MiB, %s", b.size, kind.name)
+		image := s.Path(kind.name + ".img")
+		if err := writeImage(image, b.size<<20, kind.compressible); err != nil {
+			return err
+		}
+		all, err := b.installers(s, t, rauc, image, kind.name)
+		if err != nil {
+			return err
+		}
+		for i := range b.repeat {
+			for j := range all {
+				c := all[(i+j)%len(all)]
+				if err := b.installOnce(t, c, image); err != nil {
+					return fmt.Errorf("%s: %w", c.name, err)
+				}
+				b.say("install %d of %d, %s, %s: %.3f s", i+1, b.repeat, kind.name, c.name, c.times[len(c.times)-1])
+			}
+		}
+		b.installRows(kind.name, all)
+		for _, made := range []string{"img", "zstd.stick", "gzip.stick", "xz.stick", "plain.raucb", "swu", "zstd.swu"} {
+			_ = os.Remove(s.Path(kind.name + "." + made))
+		}
+	}
+	return nil
+}
+
+// installers makes what they install; dd is the first.
+func (b *bench) installers(s *scene.Scene, t *target, rauc *rauc, image, kind string) ([]*installer, error) {
+	all := []*installer{{name: "dd bs=1M conv=fsync of the image", run: func(t *target) (time.Duration, error) {
+		return stopwatch(func() error {
+			return command(b.dir, "dd", "if="+image, "of="+t.path, "bs=1M", "conv=fsync,notrunc", "status=none")
+		})
+	}}}
+	compressions := []string{"zstd"}
+	for _, compression := range compressions {
+		stick, err := b.stick(s, image, kind+"."+compression, compression)
+		if err != nil {
+			return nil, err
+		}
+		c := &installer{name: "lifeboat, " + compression, ours: true, goal: compression == "zstd", more: map[string]*sample{}}
+		c.run = func(t *target) (time.Duration, error) {
+			u, err := updateFrom(b.root, stick, s.Key("release.keyring.pem"), t)
+			if err != nil {
+				return 0, err
+			}
+			for name, d := range u.spent {
+				if c.more[name] == nil {
+					c.more[name] = &sample{}
+				}
+				c.more[name].add(d)
+			}
+			return u.install, nil
+		}
+		all = append(all, c)
+	}
+	plain, err := s.Bundle(kind+".plain.raucb", image, scene.BundleOptions{Version: "1", Format: "plain", Rauc: true})
+	if err != nil {
+		return nil, err
+	}
+	all = append(all, &installer{name: "rauc install, plain bundle", run: func(*target) (time.Duration, error) {
+		return stopwatch(func() error { return rauc.install(plain) })
+	}})
+	for _, compressed := range []string{"", "zstd"} {
+		file, err := b.swu(s, t, image, kind, compressed)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, &installer{name: "swupdate, streamed, " + cmp.Or(compressed, "not compressed"), run: func(*target) (time.Duration, error) {
+			return stopwatch(func() error { return b.swupdate(s, file) })
+		}})
+	}
+	return all, nil
+}
+
+func (b *bench) installOnce(t *target, c *installer, image string) error {
+	if err := t.with(func(f slot) error { return slots.Wipe(f) }); err != nil {
+		return err
+	}
+	if err := t.forget(); err != nil {
+		return err
+	}
+	d, err := c.run(t)
+	if err != nil {
+		return err
+	}
+	// Who has not flushed has not finished. For those who have it takes no time.
+	more, err := stopwatch(t.flush)
+	if err != nil {
+		return err
+	}
+	c.times.add(d + more)
+	return t.same(image)
+}
+
+func (b *bench) installRows(kind string, all []*installer) {
+	dd := all[0].times
+	for _, c := range all {
+		ratio, goals := "", []*goal{}
+		if c != all[0] {
+			ratio = fmt.Sprintf("%.2f x dd", c.times.ratio(dd))
+		}
+		if c.goal {
+			goals = append(goals, &goal{c.times.ratio(dd), 1.5, "1.5 x dd"})
+			for _, peer := range all {
+				if peer != all[0] && !peer.ours {
+					r := c.times.ratio(peer.times)
+					ratio += fmt.Sprintf(", %.2f x %.13s", r, peer.name)
+					goals = append(goals, &goal{r, 1, "faster"})
+				}
+			}
+		}
+		b.seconds("install", kind+": "+c.name, c.times, ratio, goals...)
+		if c.goal {
+			for _, name := range []string{"worker install", "flush", "worker attest", "whole update"} {
+				if m := c.more[name]; m != nil {
+					b.seconds("install", "  "+name, *m, fmt.Sprintf("%.2f x dd", m.ratio(dd)))
+				}
+			}
+		}
+	}
+}
+
+func stopwatch(do func() error) (time.Duration, error) {
+	begin := time.Now()
+	err := do()
+	return time.Since(begin), err
+}
