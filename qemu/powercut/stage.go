@@ -155,7 +155,7 @@ func removeOld(all, key string) error {
 }
 
 func newStage(dir string) (*stage, error) {
-	sc, err := scene.New(dir, scene.Options{})
+	sc, err := scene.New(dir, scene.Options{Config: map[string]string{"rescue retry": "5s"}})
 	if err != nil {
 		return nil, err
 	}

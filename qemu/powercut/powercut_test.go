@@ -1,0 +1,71 @@
+package main
+
+import (
+	"context"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"lifeboat/qemu"
+)
+
+var theStage = sync.OnceValues(func() (*stage, error) { return openStage(func(string, ...any) {}) })
+
+func needStage(t *testing.T) *stage {
+	t.Helper()
+	qemu.NeedKernel(t, "generic")
+	s, err := theStage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// sample is what CI boots: every commit point, most of what an epoch with a commit may leave, and some of the rest.
+func sample(images int) *campaign {
+	return &campaign{
+		Images: images, Cold: images / 40, Shard: 1, Shards: 1, Seed: 1, Limit: 60, Random: 5, Jobs: jobsDefault(),
+		Stories: []string{"update", "rescue"},
+	}
+}
+
+// Every crash image of the sample comes up in a version that the law allows, and at commit points the next update goes
+// through.
+func TestReplay(t *testing.T) {
+	t.Parallel()
+	s := needStage(t)
+	images := 420
+	if testing.Short() {
+		images = 24
+	}
+	c := sample(images)
+	c.say = t.Logf
+	var mu sync.Mutex
+	c.reserve = func() func() {
+		mu.Lock() // the places are handed out one by one
+		defer mu.Unlock()
+		qemu.Reserve(t)
+		return func() {}
+	}
+	c.shard = filepath.Join(t.TempDir(), "result.json")
+	res, err := c.run(context.Background(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range res.Failures {
+		t.Errorf("%s, %s (%s): %s%s\n%s\n%s", f.ID, f.How, f.Moment, f.Err, f.Judged, f.Repeat, f.Console)
+	}
+	if res.Booted < images {
+		t.Errorf("%d images, want %d", res.Booted, images)
+	}
+	for _, st := range res.Stories {
+		for _, e := range st.Epochs {
+			if e.Commit && e.Booted == 0 && !testing.Short() {
+				t.Errorf("%s: of epoch %d, which writes %s, nothing was booted", st.Name, e.Epoch, e.Area)
+			}
+		}
+		t.Logf("%s: %d writes, %d flushes; %d states, %d distinct; %d chosen", st.Name, st.Writes, st.Flushes, st.States, st.Distinct, st.Chosen)
+	}
+	t.Logf("%d images booted, %d from cold, %d updated, %d failed; a boot from the template %.1f s, from cold %.1f s; slowest recovery %d boots, %.0f s (%s)",
+		res.Booted, res.Cold, res.Updated, res.Failed, res.Warm.Seconds, res.FromCold.Seconds, res.Slowest.Boots, res.Slowest.Seconds, res.Slowest.ID)
+}
