@@ -78,29 +78,30 @@ func (v *VM) restore(p *process, seen int) error {
 
 func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
-// DiskWrites returns how many writes to the disk have been completed since power on.
-func (v *VM) DiskWrites() (int, error) {
+// Requests returns how many reads and writes of the disk ("vda") or of a stick have been completed since power on.
+func (v *VM) Requests(device string) (reads, writes int, err error) {
 	p, err := v.running()
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	raw, err := p.qmp.call("query-blockstats", nil)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	var all []struct {
 		Qdev  string `json:"qdev"`
 		Stats struct {
+			Reads  int `json:"rd_operations"`
 			Writes int `json:"wr_operations"`
 		} `json:"stats"`
 	}
 	if err := json.Unmarshal(raw, &all); err != nil {
-		return 0, fmt.Errorf("query-blockstats: %w", err)
+		return 0, 0, fmt.Errorf("query-blockstats: %w", err)
 	}
 	for _, s := range all {
-		if strings.Contains(s.Qdev, "vda") {
-			return s.Stats.Writes, nil
+		if strings.Contains(s.Qdev, device) {
+			return s.Stats.Reads, s.Stats.Writes, nil
 		}
 	}
-	return 0, fmt.Errorf("query-blockstats: no disk")
+	return 0, 0, fmt.Errorf("query-blockstats: no device %s", device)
 }

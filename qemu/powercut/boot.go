@@ -26,7 +26,8 @@ type way struct {
 
 // seen is what the virtual device did with a crash image.
 type seen struct {
-	Up      string  // version that came up without a stick, "" if the device went to rescue
+	Alone   int     // boots without a stick: more than one where the device reset itself
+	Up      string  // version that came up then, "" if the device went to rescue
 	Boots   int     // with the stick, until its version had said good; 0 if that was not asked for
 	Seconds float64 // of all
 	Err     error   // against the law
@@ -49,7 +50,7 @@ func (s *stage) boot(image *crash.Image, m moment, w way, dir string) (r seen) {
 	}
 	defer c.Close()
 	defer func() { r.console = c.Console() }()
-	r.Up, err = c.comesUp(false)
+	r.Alone, r.Up, err = c.alone()
 	switch {
 	case err != nil:
 		r.Err = err
@@ -113,20 +114,36 @@ func (c *computer) again() error {
 	return c.wake()
 }
 
+// errReset says that a boot ended by itself, as one with a damaged slot may.
+var errReset = errors.New("it neither came up nor went to rescue, it reset")
+
+// alone waits for a system, or for rescue, through as many boots as the law allows.
+func (c *computer) alone() (boots int, version string, err error) {
+	for boots = 1; ; boots++ {
+		version, err = c.comesUp(false)
+		if !errors.Is(err, errReset) || boots == maxBoots {
+			return boots, version, err
+		}
+		if err := c.again(); err != nil {
+			return boots, "", err
+		}
+	}
+}
+
 // comesUp waits for a system and returns its version. Rescue is waited out if patient, else the version is "".
 func (c *computer) comesUp(patient bool) (version string, err error) {
-	pattern := `SYSTEM UP version=(\S+)\n|lifeboat: rescue reason=\S+\n|Kernel panic[^\n]*`
-	if patient {
-		pattern = `SYSTEM UP version=(\S+)\n|Kernel panic[^\n]*`
+	pattern := `SYSTEM UP version=(\S+)\n|Kernel panic[^\n]*\n`
+	if !patient {
+		pattern += `|lifeboat: rescue reason=\S+\n`
 	}
 	m, err := c.Expect(firstWait, pattern)
 	switch {
 	case errors.Is(err, qemu.ErrEnded):
-		return "", errors.New("it neither came up nor went to rescue, it reset")
+		return "", errReset
 	case err != nil:
 		return "", err
 	case strings.HasPrefix(m[0], "Kernel panic"):
-		return "", errors.New(m[0])
+		return "", errors.New(strings.TrimSpace(m[0]))
 	}
 	return m[1], nil
 }
@@ -137,13 +154,20 @@ func (c *computer) update(s *stage, version string, limit int) (boots int, err e
 	if err := c.PlugIn(stickOf(s, version)); err != nil {
 		return 0, err
 	}
+	return c.confirm(version, limit)
+}
+
+// confirm boots until a version says good. The machine may be on: it is cut first.
+func (c *computer) confirm(version string, limit int) (boots int, err error) {
 	var up []string
 	for boots = 1; boots <= limit; boots++ {
 		if err := c.again(); err != nil {
 			return boots, err
 		}
 		v, err := c.comesUp(true)
-		if err != nil {
+		if errors.Is(err, errReset) {
+			v = "reset"
+		} else if err != nil {
 			return boots, fmt.Errorf("with stick %s, boot %d: %w", version, boots, err)
 		}
 		up = append(up, v)

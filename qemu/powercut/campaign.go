@@ -28,12 +28,18 @@ type verdict struct {
 	Commit  bool    `json:"commit,omitempty"`
 	Cold    bool    `json:"cold,omitempty"`
 	Update  bool    `json:"update,omitempty"`
-	Up      string  `json:"up,omitempty"` // version that came up; "": rescue
+	Alone   int     `json:"alone,omitempty"` // boots without a stick
+	Up      string  `json:"up,omitempty"`    // version that came up; "": rescue
 	Boots   int     `json:"boots,omitempty"`
 	Seconds float64 `json:"seconds"`
 	Err     string  `json:"err,omitempty"`     // of the virtual device
 	Judged  string  `json:"judged,omitempty"`  // of the verdict in process
 	Console string  `json:"console,omitempty"` // end of it, of a failure
+}
+
+func (v verdict) slower(o verdict) bool {
+	a, b := v.Alone+v.Boots, o.Alone+o.Boots
+	return a > b || a == b && v.Seconds > o.Seconds
 }
 
 func (v verdict) failed() bool { return v.Err != "" || v.Judged != "" }
@@ -127,13 +133,16 @@ type campaign struct {
 	Stories        []string
 	judge          func(story string) (func(crash.State) error, error) // in process; may be nil
 	say            func(format string, args ...any)
-	reserve        func() (release func()) // a place for one virtual device; may be nil
+	place          func() (release func(), err error) // for one virtual device
 	shard, verdict string                  // file names: result and verdicts
 	resume         bool
 }
 
+// collateral is how far from a write that is cut other sectors may be lost, in bytes: an erase block of simple flash.
+const collateral = 64 << 10
+
 func (c *campaign) options() crash.Options {
-	return crash.Options{Limit: c.Limit, Random: c.Random, Seed: c.Seed}
+	return crash.Options{Limit: c.Limit, Random: c.Random, Seed: c.Seed, Collateral: collateral}
 }
 
 // plans chooses the images, of all shards.
@@ -227,9 +236,6 @@ func (c *campaign) boots(ctx context.Context, s *stage, plans []*plan, skip func
 	var workers sync.WaitGroup
 	for range c.Jobs {
 		workers.Go(func() {
-			if c.reserve != nil {
-				defer c.reserve()()
-			}
 			dir, err := os.MkdirTemp("", "lifeboat-powercut-")
 			if err != nil {
 				cancel(err)
@@ -237,7 +243,13 @@ func (c *campaign) boots(ctx context.Context, s *stage, plans []*plan, skip func
 			}
 			defer os.RemoveAll(dir)
 			for t := range work {
+				release, err := c.place()
+				if err != nil {
+					cancel(err)
+					continue
+				}
 				verdicts <- s.verdict(t.job, t.state, t.judge, dir)
+				release()
 			}
 		})
 	}
@@ -281,7 +293,7 @@ func (s *stage) verdict(j job, st crash.State, judge func(crash.State) error, di
 		}
 	}
 	r := s.boot(st.Image, j.Moment, j.way, dir)
-	v.Up, v.Boots, v.Seconds = r.Up, r.Boots, r.Seconds
+	v.Alone, v.Up, v.Boots, v.Seconds = r.Alone, r.Up, r.Boots, r.Seconds
 	if r.Err != nil {
 		v.Err, v.Console = r.Err.Error(), lastLines(r.console, 60)
 	}
@@ -292,7 +304,8 @@ func (s *stage) verdict(j job, st crash.State, judge func(crash.State) error, di
 func (r *result) count(v verdict) {
 	r.Booted++
 	r.Seconds += v.Seconds
-	one := rate{1 + v.Boots, v.Seconds / float64(1+v.Boots)}
+	boots := max(1, v.Alone+v.Boots)
+	one := rate{boots, v.Seconds / float64(boots)}
 	if v.Cold {
 		r.Cold++
 		r.FromCold.add(one)
@@ -308,7 +321,7 @@ func (r *result) count(v verdict) {
 		r.Failed++
 		r.Failures = append(r.Failures, failure{v, repeat(v)})
 	}
-	if !v.failed() && (v.Boots > r.Slowest.Boots || v.Boots == r.Slowest.Boots && v.Seconds > r.Slowest.Seconds) {
+	if !v.failed() && (v.slower(r.Slowest)) {
 		r.Slowest = v
 	}
 	for i := range r.Stories {
@@ -371,7 +384,7 @@ func (r *result) merge(o *result) error {
 	r.Judged = r.Judged && o.Judged
 	r.Warm.add(o.Warm)
 	r.FromCold.add(o.FromCold)
-	if o.Slowest.Boots > r.Slowest.Boots || o.Slowest.Boots == r.Slowest.Boots && o.Slowest.Seconds > r.Slowest.Seconds {
+	if o.Slowest.slower(r.Slowest) {
 		r.Slowest = o.Slowest
 	}
 	return nil
@@ -464,6 +477,9 @@ func (t *ticker) tick(v verdict) {
 	t.say("[%s%s] %d/%d  %d failed  %.1f/s  %v left", strings.Repeat("#", full), strings.Repeat(".", width-full), t.done, t.total, t.failed,
 		float64(t.done-t.old)/took.Seconds(), left)
 }
+
+// free is a place that need not be waited for: nothing else runs on this machine.
+func free() (func(), error) { return func() {}, nil }
 
 // jobsDefault is as many virtual devices at a time as there are CPUs.
 func jobsDefault() int { return runtime.GOMAXPROCS(0) }

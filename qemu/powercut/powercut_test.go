@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"lifeboat/qemu"
 )
@@ -39,14 +40,7 @@ func TestReplay(t *testing.T) {
 		images = 24
 	}
 	c := sample(images)
-	c.say = t.Logf
-	var mu sync.Mutex
-	c.reserve = func() func() {
-		mu.Lock() // the places are handed out one by one
-		defer mu.Unlock()
-		qemu.Reserve(t)
-		return func() {}
-	}
+	c.say, c.place = t.Logf, qemu.Place
 	c.shard = filepath.Join(t.TempDir(), "result.json")
 	res, err := c.run(context.Background(), s)
 	if err != nil {
@@ -68,4 +62,25 @@ func TestReplay(t *testing.T) {
 	}
 	t.Logf("%d images booted, %d from cold, %d updated, %d failed; a boot from the template %.1f s, from cold %.1f s; slowest recovery %d boots, %.0f s (%s)",
 		res.Booted, res.Cold, res.Updated, res.Failed, res.Warm.Seconds, res.FromCold.Seconds, res.Slowest.Boots, res.Slowest.Seconds, res.Slowest.ID)
+}
+
+// Devices that are killed in the middle of an update, again and again, get there by themselves.
+func TestKills(t *testing.T) {
+	t.Parallel()
+	s := needStage(t)
+	runs := len(kinds)
+	if testing.Short() {
+		runs = 2
+	}
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	results, err := s.kills(context.Background(), runs, seed, jobsDefault(), qemu.Place, t.Logf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range results {
+		if k.Err != "" {
+			t.Errorf("run %d, %s, after %q: %s", k.Run, k.Kind, k.Cuts, k.Err)
+		}
+	}
 }
