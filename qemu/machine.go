@@ -111,7 +111,11 @@ func blkdebug(image map[string]any, faults []Fault) map[string]any {
 		}
 		inject = append(inject, map[string]any{"event": event, "iotype": kind, "state": f.Nth, "errno": 5, "once": !f.Rest})
 	}
-	return map[string]any{"driver": "blkdebug", "image": image, "inject-error": inject, "set-state": steps}
+	node := map[string]any{"driver": "blkdebug", "image": image, "inject-error": inject}
+	if len(steps) > 0 { // QEMU does not take an empty list
+		node["set-state"] = steps
+	}
+	return node
 }
 
 // stickDevice is the device above a stick's block node, for -device and device_add alike.

@@ -172,6 +172,10 @@ func (c *computer) confirm(version string, limit int) (boots int, err error) {
 		}
 		up = append(up, v)
 		if v != version {
+			// It may say good, if it is one that does.
+			if _, err := c.Expect(firstWait, `SYSTEM READY\n`); err != nil && !errors.Is(err, qemu.ErrEnded) {
+				return boots, err
+			}
 			continue
 		}
 		m, err := c.Expect(firstWait, `SYSTEM GOOD\n|SYSTEM NOT GOOD[^\n]*\n`)

@@ -134,7 +134,7 @@ type campaign struct {
 	judge          func(story string) (func(crash.State) error, error) // in process; may be nil
 	say            func(format string, args ...any)
 	place          func() (release func(), err error) // for one virtual device
-	shard, verdict string                  // file names: result and verdicts
+	shard, verdict string                             // file names: result and verdicts
 	resume         bool
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -82,5 +83,40 @@ func TestKills(t *testing.T) {
 		if k.Err != "" {
 			t.Errorf("run %d, %s, after %q: %s", k.Run, k.Kind, k.Cuts, k.Err)
 		}
+	}
+}
+
+// Whatever else goes wrong, the device comes up or is in rescue, and when it is over an update goes through.
+// LIFEBOAT_FAULTS=all tries the whole list.
+func TestFaults(t *testing.T) {
+	t.Parallel()
+	s := needStage(t)
+	r, err := s.load("update", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := os.Getenv("LIFEBOAT_FAULTS") == "all"
+	pulls := 4
+	if all {
+		pulls = 20
+	}
+	n := 0
+	for _, f := range faults(pulls) {
+		if f.slow && !all {
+			continue
+		}
+		if n++; testing.Short() && n > 2 {
+			break
+		}
+		t.Run(f.name, func(t *testing.T) {
+			t.Parallel()
+			qemu.Reserve(t)
+			start := time.Now()
+			got, err := s.suffer(f, r, t.TempDir())
+			if err != nil {
+				t.Fatalf("%v\n%s", err, lastLines(got.console, 80))
+			}
+			t.Logf("up %q, then %d boots until it was updated, %.1f s", got.Up, got.Boots, since(start))
+		})
 	}
 }
