@@ -79,11 +79,15 @@ type plan struct {
 // lay generates a story's states and numbers them. Nothing is chosen yet: jobs has all that are distinct, an image being
 // as often in it as there are moments with it.
 func (r *recording) lay(o crash.Options) (*plan, error) {
-	p := &plan{rec: r, options: o}
 	where, err := areas(r.Trace.Base)
 	if err != nil {
 		return nil, err
 	}
+	return r.layIn(o, where), nil
+}
+
+func (r *recording) layIn(o crash.Options, where []area) *plan {
+	p := &plan{rec: r, options: o}
 	next := epochResult{}
 	for i, op := range r.Trace.Ops {
 		switch op.Kind {
@@ -108,7 +112,7 @@ func (r *recording) lay(o crash.Options) (*plan, error) {
 		p.epochs[i].Epoch = i
 		p.commit = append(p.commit, p.epochs[i].Commit)
 	}
-	seen := map[string]bool{}
+	seen := map[string]int{}
 	images := map[crash.Hash]bool{}
 	r.Trace.States(o, func(s crash.State) bool {
 		p.states++
@@ -121,18 +125,18 @@ func (r *recording) lay(o crash.Options) (*plan, error) {
 			p.distinct++
 			e.Distinct++
 		}
-		if !seen[id] {
-			seen[id] = true
-			commit := p.commit[s.Epoch]
-			inOrder := s.How == "nothing" || s.How == "everything" || strings.HasPrefix(s.How, "in order") && strings.HasSuffix(s.How, "new")
-			p.jobs = append(p.jobs, job{
-				ID: id, Story: r.Story.name, Moment: m, Epoch: s.Epoch, Op: s.Op, How: s.How,
-				Commit: commit, Point: commit && inOrder, n: p.states,
-			})
+		commit := p.commit[s.Epoch]
+		point := commit && (s.How == "nothing" || s.How == "everything" || strings.HasPrefix(s.How, "in order") && strings.HasSuffix(s.How, "new"))
+		at, ok := seen[id]
+		if !ok {
+			at, seen[id] = len(p.jobs), len(p.jobs)
+			p.jobs = append(p.jobs, job{ID: id, Story: r.Story.name, Moment: m, Epoch: s.Epoch, Op: s.Op, How: s.How, n: p.states})
 		}
+		// What one epoch ends with is what the next begins with.
+		p.jobs[at].Commit, p.jobs[at].Point = p.jobs[at].Commit || commit, p.jobs[at].Point || point
 		return true
 	})
-	return p, nil
+	return p
 }
 
 // stateID names an image at a moment of a story.
