@@ -8,6 +8,7 @@ package qemu
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -29,11 +30,21 @@ type Machine struct {
 	Append string // kernel command line; "console=ttyS0" where empty
 
 	Disk   string  // raw image, written in place: the guest's first virtio disk (vda); optional
-	Sticks []Stick // plugged in at power on
-	Bay    bool    // a hot-plug bay for a second internal disk; see Stick
+	Log    string  // file to which every write to Disk is appended as blklogwrites does (package writelog); optional
+	Faults []Fault // of Disk
+	// Scratch says that nobody needs Disk after the host's own crash: flushes end in QEMU. For the guest nothing changes.
+	Scratch bool
+	Sticks  []Stick // plugged in at power on
+	Bay     bool    // a hot-plug bay for a second internal disk; see Stick
 
 	Memory int    // MiB; 256 where 0
 	CPU    string // -cpu; see [DefaultCPU]
+
+	// RAM is a file that becomes the guest's memory, for [VM.Save]; optional.
+	RAM string
+	// From starts the machine from where another was saved instead of from its kernel, at every PowerOn. Memory, CPU and
+	// the devices must be the same, but the disk may hold something else; sticks are plugged in before PowerOn returns.
+	From *Template
 
 	// Dir takes serial.log, repeat.sh (the command line for a person's shell) and erst.img, and is kept.
 	// Where empty, a temporary folder is used and removed by Close.
@@ -51,6 +62,15 @@ type Stick struct {
 	File     string
 	ReadOnly bool
 	Bay      bool // no stick but a virtio disk in the machine's bay
+	Faults   []Fault
+}
+
+// Fault makes requests to an image fail with an I/O error, as a medium does that is worn out or damaged.
+type Fault struct {
+	Write  bool  // writes; else reads
+	Nth    int   // the Nth request of its kind since power on, from 1; 0: requests that touch Sector
+	Rest   bool  // with Nth: that one and all that follow
+	Sector int64 // of 512 bytes
 }
 
 // DefaultCPU has RDRAND, without which getrandom blocks an early /init for a second, and boots fastest under emulation.
@@ -67,13 +87,37 @@ func accelerator() string {
 }
 
 // blockdev is QEMU's argument and QMP's argument for one raw image.
-func blockdev(node, file string, readOnly bool) map[string]any {
-	return map[string]any{
-		"driver":    "raw",
-		"node-name": node,
-		"read-only": readOnly,
-		"file":      map[string]any{"driver": "file", "filename": file},
+func blockdev(node, file string, readOnly bool, faults ...Fault) map[string]any {
+	protocol := map[string]any{"driver": "file", "filename": file}
+	if len(faults) > 0 {
+		protocol = blkdebug(protocol, faults)
 	}
+	return map[string]any{"driver": "raw", "node-name": node, "read-only": readOnly, "file": protocol}
+}
+
+// blkdebug is a node that lets requests fail. The events are those that QEMU's raw format gives; each request that is
+// counted is one step of a state machine, of which there is one: at most one fault may count.
+func blkdebug(image map[string]any, faults []Fault) map[string]any {
+	inject, steps := []any{}, []any{}
+	for _, f := range faults {
+		event, kind := "read_aio", "read"
+		if f.Write {
+			event, kind = "write_aio", "write"
+		}
+		if f.Nth == 0 {
+			inject = append(inject, map[string]any{"event": "none", "iotype": kind, "errno": 5, "sector": f.Sector})
+			continue
+		}
+		for i := 1; i < f.Nth; i++ {
+			steps = append(steps, map[string]any{"event": event, "state": i, "new_state": i + 1})
+		}
+		inject = append(inject, map[string]any{"event": event, "iotype": kind, "state": f.Nth, "errno": 5, "once": !f.Rest})
+	}
+	node := map[string]any{"driver": "blkdebug", "image": image, "inject-error": inject}
+	if len(steps) > 0 { // QEMU does not take an empty list
+		node["set-state"] = steps
+	}
+	return node
 }
 
 // stickDevice is the device above a stick's block node, for -device and device_add alike.
@@ -105,39 +149,47 @@ func (m *Machine) args(sticks []Stick) ([]string, error) {
 	if cmdline == "" {
 		cmdline = "console=ttyS0"
 	}
+	machine, ram, share := "q35,accel="+accel, m.RAM, "on"
+	if m.From != nil {
+		ram, share = m.From.RAM, "off" // copy on write
+	}
+	if ram != "" {
+		machine += ",memory-backend=ram"
+	}
 	args := []string{
 		"-nodefaults", "-no-user-config", "-display", "none",
-		"-machine", "q35,accel=" + accel, "-cpu", cpu, "-m", strconv.Itoa(memory) + "M",
-		"-kernel", m.Kernel, "-append", cmdline,
+		"-machine", machine, "-cpu", cpu, "-m", strconv.Itoa(memory) + "M",
 		"-device", "qemu-xhci,id=xhci",
 		"-device", "i6300esb", "-action", "watchdog=reset",
 		"-object", "memory-backend-file,id=erst,size=64K,share=on,mem-path=" + comma(filepath.Join(m.Dir, erstFile)),
 		"-device", "acpi-erst,memdev=erst",
 	}
-	if m.Initrd != "" {
-		args = append(args, "-initrd", m.Initrd)
+	if ram != "" {
+		args = append(args, "-object", fmt.Sprintf("memory-backend-file,id=ram,size=%dM,share=%s,mem-path=%s", memory, share, comma(ram)))
+	}
+	if m.From != nil {
+		args = append(args, "-incoming", "defer")
+	} else {
+		args = append(args, "-kernel", m.Kernel, "-append", cmdline)
+		if m.Initrd != "" {
+			args = append(args, "-initrd", m.Initrd)
+		}
 	}
 	if m.NoReboot {
 		args = append(args, "-no-reboot")
 	}
 	if m.Disk != "" {
-		node := blockdev("disk", m.Disk, false)
-		if m.WriteRate > 0 {
-			args = append(args, "-object", fmt.Sprintf("throttle-group,id=rate,x-bps-write=%d", m.WriteRate))
-			node["node-name"] = "disk-file"
-			node = map[string]any{"driver": "throttle", "node-name": "disk", "throttle-group": "rate", "file": node}
-		}
-		arg, err := json.Marshal(node)
+		disk, err := m.disk()
 		if err != nil {
 			return nil, err
 		}
-		args = append(args, "-blockdev", string(arg), "-device", "virtio-blk-pci,drive=disk")
+		args = append(args, disk...)
 	}
 	if m.Bay {
 		args = append(args, "-device", "pcie-root-port,id=bay")
 	}
 	for _, s := range sticks {
-		node, err := json.Marshal(blockdev(stickNode(s.Name), s.File, s.ReadOnly))
+		node, err := json.Marshal(blockdev(stickNode(s.Name), s.File, s.ReadOnly, s.Faults...))
 		if err != nil {
 			return nil, err
 		}
@@ -150,6 +202,44 @@ func (m *Machine) args(sticks []Stick) ([]string, error) {
 	return append(args, m.Args...), nil
 }
 
+// disk is the virtio disk and the nodes below it: image, errors, log, throttle.
+func (m *Machine) disk() ([]string, error) {
+	var args []string
+	node := blockdev(diskNode, m.Disk, false, m.Faults...)
+	if m.Scratch && m.Log == "" {
+		node["cache"] = map[string]any{"no-flush": true}
+	}
+	below := func(name string) map[string]any {
+		node["node-name"] = name
+		return node
+	}
+	if m.Log != "" {
+		log, err := os.OpenFile(m.Log, os.O_CREATE|os.O_RDWR, 0o644) // QEMU wants it to be there
+		if err != nil {
+			return nil, err
+		}
+		info, err := log.Stat()
+		if err := errors.Join(err, log.Close()); err != nil {
+			return nil, err
+		}
+		node = map[string]any{
+			"driver": "blklogwrites", "node-name": diskNode, "file": below("disk-logged"), "log-sector-size": 512,
+			"log": map[string]any{"driver": "file", "filename": m.Log}, "log-append": info.Size() > 0,
+		}
+	}
+	if m.WriteRate > 0 {
+		args = append(args, "-object", fmt.Sprintf("throttle-group,id=rate,x-bps-write=%d", m.WriteRate))
+		node = map[string]any{"driver": "throttle", "throttle-group": "rate", "file": below("disk-file"), "node-name": diskNode}
+	}
+	arg, err := json.Marshal(node)
+	if err != nil {
+		return nil, err
+	}
+	return append(args, "-blockdev", string(arg), "-device", "virtio-blk-pci,id=vda,drive="+diskNode), nil
+}
+
+const diskNode = "disk"
+
 // Names in Machine.Dir.
 const (
 	serialFile = "serial.log"
@@ -160,6 +250,9 @@ const (
 // check finds what would make QEMU fail in a way that is hard to understand.
 func (m *Machine) check() error {
 	files := []string{m.Kernel, m.Initrd, m.Disk}
+	if m.From != nil {
+		files = []string{m.From.State, m.From.RAM, m.Disk}
+	}
 	for _, s := range m.Sticks {
 		if err := s.check(); err != nil {
 			return err

@@ -84,24 +84,35 @@ func Test(t TB, m Machine) *Device {
 // Test does it by itself.
 func Reserve(t TB) {
 	t.Helper()
+	release, err := Place()
+	if errors.Is(err, ErrNoKernel) {
+		t.Skipf("no virtual device: %v", err)
+	}
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	t.Cleanup(release)
+}
+
+// Place is Reserve for who runs many devices in one test: the place is held until release is called.
+func Place() (release func(), err error) {
 	build, err := buildDir()
 	if err != nil {
-		t.Skipf("no virtual device: %v", err)
+		return nil, err
 	}
 	for {
 		for i := range max(2, runtime.NumCPU()) {
 			f, err := os.OpenFile(filepath.Join(build, fmt.Sprintf("vm.%d.lock", i)), os.O_CREATE|os.O_RDWR, 0o666)
 			if err != nil {
-				t.Fatalf("%v", err)
+				return nil, err
 			}
 			err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 			if err == nil {
-				t.Cleanup(func() { f.Close() }) // and so unlocks
-				return
+				return func() { f.Close() }, nil // and so unlocks
 			}
 			f.Close()
 			if !errors.Is(err, syscall.EWOULDBLOCK) {
-				t.Fatalf("lock %s: %v", f.Name(), err)
+				return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
 			}
 		}
 		time.Sleep(50 * time.Millisecond)

@@ -81,7 +81,11 @@ func (v *VM) PowerOn() error {
 			return errors.New("virtual device: is on already")
 		}
 	}
-	args, err := v.machine.args(v.sticks)
+	sticks := v.sticks
+	if v.machine.From != nil {
+		sticks = nil // there were none when it was saved
+	}
+	args, err := v.machine.args(sticks)
 	if err != nil {
 		return err
 	}
@@ -99,7 +103,11 @@ func (v *VM) PowerOn() error {
 		return fmt.Errorf("start the virtual device: %w", err)
 	}
 	v.process = p
-	if _, err = p.qmp.call("qmp_capabilities", nil); err != nil {
+	seen := v.events.count()
+	if _, err = p.qmp.call("qmp_capabilities", nil); err == nil && v.machine.From != nil {
+		err = v.restore(p, seen)
+	}
+	if err != nil {
 		p.kill()
 		return fmt.Errorf("start the virtual device: %w", errors.Join(p.err, err))
 	}
@@ -238,16 +246,37 @@ func (v *VM) PlugStick(s Stick) error {
 	if err != nil {
 		return fmt.Errorf("plug in %s: %w", s.Name, err)
 	}
-	if _, err := p.qmp.call("blockdev-add", blockdev(stickNode(s.Name), s.File, s.ReadOnly)); err != nil {
+	if err := p.plug(s); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	v.sticks = append(v.sticks, s)
+	v.mu.Unlock()
+	return nil
+}
+
+// PlugIn plugs a stick in while the machine is off.
+func (v *VM) PlugIn(s Stick) error {
+	if err := s.check(); err != nil {
+		return err
+	}
+	if _, err := v.running(); err == nil {
+		return fmt.Errorf("plug in %s: the machine is on", s.Name)
+	}
+	v.mu.Lock()
+	v.sticks = append(v.sticks, s)
+	v.mu.Unlock()
+	return nil
+}
+
+func (p *process) plug(s Stick) error {
+	if _, err := p.qmp.call("blockdev-add", blockdev(stickNode(s.Name), s.File, s.ReadOnly, s.Faults...)); err != nil {
 		return fmt.Errorf("plug in %s: %w", s.Name, err)
 	}
 	if _, err := p.qmp.call("device_add", stickDevice(s)); err != nil {
 		_, err2 := p.qmp.call("blockdev-del", map[string]any{"node-name": stickNode(s.Name)})
 		return fmt.Errorf("plug in %s: %w", s.Name, errors.Join(err, err2))
 	}
-	v.mu.Lock()
-	v.sticks = append(v.sticks, s)
-	v.mu.Unlock()
 	return nil
 }
 

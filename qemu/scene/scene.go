@@ -63,10 +63,7 @@ func New(dir string, o Options) (*Scene, error) {
 	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, err
 	}
-	s := &Scene{
-		Dir: dir, Kernel: kernel, Keys: filepath.Join(dir, "keys"), Bin: filepath.Join(root, "bin"),
-		Conf: filepath.Join(dir, "system.conf"), Initrd: filepath.Join(dir, "initramfs"),
-	}
+	s := At(dir, root, kernel)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
@@ -79,15 +76,23 @@ func New(dir string, o Options) (*Scene, error) {
 	return s, s.MakeInitrd(s.Initrd)
 }
 
-// MakeInitrd writes an initramfs of the scene's configuration.
-func (s *Scene) MakeInitrd(out string) error {
+// At is the scene that was staged in dir. root is that of the source tree.
+func At(dir, root string, kernel qemu.Kernel) *Scene {
+	return &Scene{
+		Dir: dir, Kernel: kernel, Keys: filepath.Join(dir, "keys"), Bin: filepath.Join(root, "bin"),
+		Conf: filepath.Join(dir, "system.conf"), Initrd: filepath.Join(dir, "initramfs"),
+	}
+}
+
+// MakeInitrd writes an initramfs of the scene's configuration. more are further lines for its initramfs.cpio.spec.
+func (s *Scene) MakeInitrd(out string, more ...string) error {
 	keyring, err := s.keyring()
 	if err != nil {
 		return err
 	}
 	_, err = image.Initramfs(context.Background(), image.InitramfsOptions{
 		Config: s.Conf, Keyring: s.Key("release.keyring.pem"), Init: filepath.Join(s.Bin, "init"), Kernel: s.Kernel.Root,
-		Build: keyring.NewestNotBefore(),
+		Build: keyring.NewestNotBefore(), Spec: strings.Join(append([]string{image.DefaultSpec}, more...), "\n"),
 	}, out)
 	return err
 }

@@ -1,0 +1,298 @@
+// Command powercut proves in the virtual device that a power cut never bricks it: a device lives through an update with
+// every write of its disk recorded, and what a cut at any moment may leave on the disk is booted under the real kernel.
+// It is nets 3 and 4 of docs/powercut.md.
+//
+//	powercut record                       stage and record, unless today's programs have been
+//	powercut campaign --images 10000 --cold 500 [--shard i/n] [--out DIR] [--resume]
+//	powercut merge --out DIR SHARD.json...
+//	powercut replay --state ID | --story update --entry N [--drop N,N] [--torn BYTE,BYTE]
+//	powercut kills --runs 100
+//	powercut report --out DIR [--mutations FILE] [--model FILE]
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	commands := map[string]func(context.Context, []string) error{
+		"record": recordCommand, "campaign": campaignCommand, "merge": mergeCommand, "replay": replayCommand, "kills": killsCommand, "report": reportCommand,
+	}
+	if len(os.Args) < 2 || commands[os.Args[1]] == nil {
+		fmt.Fprintln(os.Stderr, "usage: powercut record|campaign|merge|replay|kills|report [-h]")
+		os.Exit(2)
+	}
+	if err := commands[os.Args[1]](ctx, os.Args[2:]); err != nil {
+		fmt.Fprintln(os.Stderr, "powercut:", err)
+		os.Exit(1)
+	}
+}
+
+func say(format string, args ...any) { fmt.Printf(format+"\n", args...) }
+
+// errFailed ends a command that found failures, which have been printed.
+var errFailed = errors.New("there are failures")
+
+func recordCommand(_ context.Context, args []string) error {
+	if err := flag.NewFlagSet("record", flag.ExitOnError).Parse(args); err != nil {
+		return err
+	}
+	s, err := openStage(say)
+	if err != nil {
+		return err
+	}
+	for _, st := range stories {
+		r, err := s.load(st.name, "")
+		if err != nil {
+			return err
+		}
+		say("%s (%s): %d writes, %d flushes; %s", st.name, st.title, r.Trace.Writes(), r.Trace.Flushes(), r.Log)
+	}
+	return nil
+}
+
+// choice adds the flags by which images are generated and chosen.
+func choice(f *flag.FlagSet) *campaign {
+	c := &campaign{say: say, place: free, Shard: 1, Shards: 1}
+	f.IntVar(&c.Limit, "limit", 5000, "systematic states of one epoch, spread evenly if there are more")
+	f.IntVar(&c.Random, "random", 100, "random subsets of one epoch's sectors")
+	f.Uint64Var(&c.Seed, "seed", 1, "of what is random")
+	return c
+}
+
+const resultFile = "powercut.json"
+
+func campaignCommand(ctx context.Context, args []string) error {
+	f := flag.NewFlagSet("campaign", flag.ExitOnError)
+	c := choice(f)
+	out := f.String("out", "out/powercut", "folder of the results")
+	shard := f.String("shard", "1/1", "the part of the campaign to run, i/n")
+	names := f.String("stories", "update,rescue", "stories whose cuts are tried")
+	f.IntVar(&c.Images, "images", 10000, "crash images to boot")
+	f.IntVar(&c.Cold, "cold", 500, "of them from power on instead of from the template")
+	f.IntVar(&c.Jobs, "jobs", jobsDefault(), "virtual devices at a time")
+	f.BoolVar(&c.resume, "resume", false, "keep the verdicts that are there")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	if n, err := fmt.Sscanf(*shard, "%d/%d", &c.Shard, &c.Shards); n != 2 || err != nil || c.Shard < 1 || c.Shard > c.Shards {
+		return fmt.Errorf("--shard %s: want i/n with i from 1 to n", *shard)
+	}
+	c.Stories = strings.Split(*names, ",")
+	name := strings.TrimSuffix(resultFile, ".json")
+	if c.Shards > 1 {
+		name = fmt.Sprintf("shard-%d-of-%d", c.Shard, c.Shards)
+	}
+	c.shard, c.verdict = filepath.Join(*out, name+".json"), filepath.Join(*out, name+".verdicts")
+	s, err := openStage(say)
+	if err != nil {
+		return err
+	}
+	res, err := c.run(ctx, s)
+	if err != nil {
+		if ctx.Err() != nil {
+			say("stopped; the verdicts are in %s, --resume goes on from there", c.verdict)
+		}
+		return err
+	}
+	say("%s", res)
+	if c.Shards == 1 {
+		if err := writeReport(*out, res, "", ""); err != nil {
+			return err
+		}
+	}
+	if res.Failed > 0 {
+		return errFailed
+	}
+	return nil
+}
+
+func (r *result) String() string {
+	var b strings.Builder
+	for _, st := range r.Stories {
+		fmt.Fprintf(&b, "%s: %d writes, %d flushes; %d states, %d distinct; %d chosen\n", st.Name, st.Writes, st.Flushes, st.States, st.Distinct, st.Chosen)
+	}
+	fmt.Fprintf(&b, "%d images booted, %d of them from cold, %d then updated; %d failed\n", r.Booted, r.Cold, r.Updated, r.Failed)
+	fmt.Fprintf(&b, "a boot from the template %.2f s (%d), from cold %.2f s (%d)\n", r.Warm.Seconds, r.Warm.Boots, r.FromCold.Seconds, r.FromCold.Boots)
+	fmt.Fprintf(&b, "slowest recovery: %d boots, %.1f s (%s)", r.Slowest.Boots, r.Slowest.Seconds, r.Slowest.ID)
+	return b.String()
+}
+
+func mergeCommand(_ context.Context, args []string) error {
+	f := flag.NewFlagSet("merge", flag.ExitOnError)
+	out := f.String("out", "out/powercut", "folder of the result")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	if f.NArg() == 0 {
+		return errors.New("merge: which results? out/powercut/shard-*.json")
+	}
+	var sum *result
+	for _, file := range f.Args() {
+		r := &result{}
+		if err := readJSON(file, r); err != nil {
+			return err
+		}
+		if sum == nil {
+			sum = r
+		} else if err := sum.merge(r); err != nil {
+			return fmt.Errorf("%s: %w", file, err)
+		}
+	}
+	say("%s", sum)
+	if err := os.MkdirAll(*out, 0o755); err != nil {
+		return err
+	}
+	if err := writeJSON(filepath.Join(*out, resultFile), sum); err != nil {
+		return err
+	}
+	if err := writeReport(*out, sum, "", ""); err != nil {
+		return err
+	}
+	if sum.Failed > 0 {
+		return errFailed
+	}
+	return nil
+}
+
+func replayCommand(_ context.Context, args []string) error {
+	f := flag.NewFlagSet("replay", flag.ExitOnError)
+	c := choice(f)
+	id := f.String("state", "", "ID of an image, as a campaign prints it")
+	name := f.String("story", "", "story of the log; default: that of --state, or update")
+	log := f.String("log", "", "log of the story; default: the recorded one")
+	entry := f.Int("entry", -1, "the cut comes after that many operations of the log")
+	drop := f.String("drop", "", "operations since the last flush that did not reach the medium, with commas")
+	torn := f.String("torn", "", "offsets in bytes of sectors that hold garbage, with commas")
+	keep := f.String("keep", "", "write the image to this file too")
+	var w way
+	f.BoolVar(&w.Cold, "cold", false, "boot from power on")
+	f.BoolVar(&w.Update, "update", false, "update from a stick afterwards")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	if *name == "" {
+		if *name, _, _ = strings.Cut(*id, "-"); *name == "" {
+			*name = "update"
+		}
+	}
+	s, err := openStage(say)
+	if err != nil {
+		return err
+	}
+	r, err := s.load(*name, *log)
+	if err != nil {
+		return err
+	}
+	how := cut{Entry: *entry}
+	for _, text := range strings.FieldsFunc(*drop, func(r rune) bool { return r == ',' }) {
+		n, err := strconv.Atoi(text)
+		if err != nil {
+			return fmt.Errorf("--drop: %w", err)
+		}
+		how.Drop = append(how.Drop, n)
+	}
+	for _, text := range strings.FieldsFunc(*torn, func(r rune) bool { return r == ',' }) {
+		n, err := strconv.ParseInt(text, 10, 64)
+		if err != nil {
+			return fmt.Errorf("--torn: %w", err)
+		}
+		how.Torn = append(how.Torn, n)
+	}
+	state, err := r.find(*id, c.options())
+	if *id == "" {
+		if how.Entry < 0 {
+			return errors.New("replay: which one? --state ID or --entry N")
+		}
+		state, err = r.state(how)
+	}
+	if err != nil {
+		return err
+	}
+	if *keep != "" {
+		if err := writeImage(state.Image, *keep); err != nil {
+			return err
+		}
+	}
+	dir, err := os.MkdirTemp("", "lifeboat-powercut-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	m, _ := state.Mark.(moment)
+	say("%s: %s", m.What, state)
+	got := s.boot(state.Image, m, w, dir)
+	fmt.Println(got.console)
+	if got.Err != nil {
+		return fmt.Errorf("against the law: %w", got.Err)
+	}
+	what := "came up with version " + got.Up
+	if got.Up == "" {
+		what = "went to rescue"
+	}
+	say("as the law says it %s, and %d boots with the stick; %v", what, got.Boots, time.Duration(got.Seconds*float64(time.Second)).Round(time.Millisecond))
+	return nil
+}
+
+func killsCommand(ctx context.Context, args []string) error {
+	f := flag.NewFlagSet("kills", flag.ExitOnError)
+	runs := f.Int("runs", 100, "devices that are killed until they are updated")
+	seed := f.Uint64("seed", uint64(time.Now().UnixNano()), "of the moments")
+	jobs := f.Int("jobs", jobsDefault(), "virtual devices at a time")
+	out := f.String("out", "out/powercut", "folder of the results")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	s, err := openStage(say)
+	if err != nil {
+		return err
+	}
+	say("seed %d", *seed)
+	results, err := s.kills(ctx, *runs, *seed, *jobs, free, say)
+	if err != nil {
+		return err
+	}
+	failed := 0
+	for _, k := range results {
+		if k.Err != "" {
+			failed++
+		}
+	}
+	say("%d runs, %d failed", len(results), failed)
+	if err := os.MkdirAll(*out, 0o755); err != nil {
+		return err
+	}
+	if err := writeJSON(filepath.Join(*out, killsFile), results); err != nil {
+		return err
+	}
+	if failed > 0 {
+		return errFailed
+	}
+	return nil
+}
+
+func reportCommand(_ context.Context, args []string) error {
+	f := flag.NewFlagSet("report", flag.ExitOnError)
+	out := f.String("out", "out/powercut", "folder of the results")
+	mutations := f.String("mutations", "", "JSON of the mutation list")
+	model := f.String("model", "", "JSON of the model's figures")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	r := &result{}
+	if err := readJSON(filepath.Join(*out, resultFile), r); err != nil {
+		return err
+	}
+	return writeReport(*out, r, *mutations, *model)
+}
