@@ -24,7 +24,7 @@ const FastArgs = "mitigations=off nokaslr no_timer_check audit=0 cryptomgr.notes
 // Machine describes a virtual device: q35, one CPU, qemu-xhci, an i6300esb watchdog whose expiry resets the
 // machine, and 64 KiB of ACPI error record storage where the kernel's pstore keeps a panic's last words.
 type Machine struct {
-	Kernel string // anything that QEMU's -kernel takes: bzImage, or vmlinux with a PVH note (see [Vmlinux])
+	Kernel string // anything that QEMU's -kernel takes: bzImage, or vmlinux with a PVH note (see [Vmlinux]); empty: Args say what boots
 	Initrd string // optional
 	Append string // kernel command line; "console=ttyS0" where empty
 
@@ -102,11 +102,13 @@ func (m *Machine) args(sticks []Stick) ([]string, error) {
 	args := []string{
 		"-nodefaults", "-no-user-config", "-display", "none",
 		"-machine", "q35,accel=" + accel, "-cpu", cpu, "-m", strconv.Itoa(memory) + "M",
-		"-kernel", m.Kernel, "-append", cmdline,
 		"-device", "qemu-xhci,id=xhci",
 		"-device", "i6300esb", "-action", "watchdog=reset",
 		"-object", "memory-backend-file,id=erst,size=64K,share=on,mem-path=" + comma(filepath.Join(m.Dir, erstFile)),
 		"-device", "acpi-erst,memdev=erst",
+	}
+	if m.Kernel != "" {
+		args = append(args, "-kernel", m.Kernel, "-append", cmdline)
 	}
 	if m.Initrd != "" {
 		args = append(args, "-initrd", m.Initrd)
@@ -157,7 +159,7 @@ func (m *Machine) check() error {
 		}
 	}
 	for i, f := range files {
-		if f == "" && i > 0 {
+		if f == "" && (i > 0 || len(m.Args) > 0) {
 			continue
 		}
 		if _, err := os.Stat(f); err != nil {

@@ -1,0 +1,5 @@
+package main
+
+func page(rows []*Row, versions string) string { return "" }
+
+func versionsOf() (string, error) { return "", nil }
