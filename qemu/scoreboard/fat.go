@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"strconv"
 
 	"lifeboat/disk/crash"
 	"lifeboat/fat"
@@ -53,7 +54,7 @@ func fatFile(f *fat.FS, err error, name string) string {
 	return string(b)
 }
 
-// fatRegion names what lies at an offset of a FAT32 file system with one sector in a cluster.
+// fatRegion names what lies at an offset of a FAT32 file system before its clusters.
 func fatRegion(img *crash.Image, off int64) string {
 	var bs [512]byte
 	if _, err := img.ReadAt(bs[:], 0); err != nil {
@@ -100,19 +101,24 @@ func directory(b []byte) bool {
 
 func attribute(a byte) bool { return a == 0x0f || a == 0x10 || a == 0x20 || a == 0x08 }
 
-// makeFAT makes a FAT32 file system of 40 MiB with files in it, one sector in a cluster.
+// makeFAT makes a FAT32 file system of 264 MiB with files in it; above 260 MB mkfs.fat takes clusters of 4 KiB, so
+// that a block of GRUB's fits into one. makeSmallFAT makes one of 40 MiB, whose clusters are sectors.
 func makeFAT(name string, files map[string]string, dirs ...string) error {
-	return makeFATSize(name, 40<<20, files, dirs...)
+	return makeFATSize(name, 264<<20, 8, files, dirs...)
 }
 
-func makeFATSize(name string, size int64, files map[string]string, dirs ...string) error {
+func makeSmallFAT(name string, files map[string]string, dirs ...string) error {
+	return makeFATSize(name, 40<<20, 1, files, dirs...)
+}
+
+func makeFATSize(name string, size int64, cluster int, files map[string]string, dirs ...string) error {
 	if err := os.WriteFile(name, nil, 0o644); err != nil {
 		return err
 	}
 	if err := os.Truncate(name, size); err != nil {
 		return err
 	}
-	if err := run("mkfs.fat", "-F", "32", "-s", "1", "-i", "1f0b0a70", name); err != nil {
+	if err := run("mkfs.fat", "-F", "32", "-s", strconv.Itoa(cluster), "-i", "1f0b0a70", name); err != nil {
 		return err
 	}
 	for _, d := range dirs {

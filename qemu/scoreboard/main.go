@@ -86,7 +86,6 @@ func scoreboard(ctx context.Context, only, out, doc string, render bool, logf fu
 			rows = append(rows, row)
 			continue
 		}
-		delete(wanted, p.Name)
 		began := time.Now()
 		row, err := runPeer(ctx, p, logf)
 		if err != nil {

@@ -118,8 +118,6 @@ func (p *Peer) writes(r Recorded) string {
 	return strings.TrimSpace(b.String())
 }
 
-func fatOf(img *crash.Image, off int64) string { return fatRegion(img, off) }
-
 func ext4Of(img *crash.Image, off int64) string {
 	b := make([]byte, 4096)
 	if n, _ := img.ReadAt(b, off/4096*4096); n < 4096 {
@@ -200,15 +198,22 @@ func fixed(make maker, files func() map[string]string, dirs ...string) func(*lab
 	return func(_ *lab, _ *Peer, name string) error { return make(name, files(), dirs...) }
 }
 
-// onBoth gives the FAT and the ext4 variant of a peer whose files lie in a file system.
+// onBoth gives the FAT and the ext4 variants of a peer whose files lie in a file system.
 func onBoth(p Peer, files []string, content func() map[string]string, dirs []string, steps func(fs string) []Step) []*Peer {
 	onFAT, onExt4 := p, p
-	onFAT.Name, onFAT.Medium = p.Name+"-fat", "FAT32 (an ESP)"
-	onFAT.Base, onFAT.Read, onFAT.Region, onFAT.Steps = fixed(makeFAT, content, dirs...), readGRUBFAT(files...), fatOf, steps("vfat")
+	onFAT.Name, onFAT.Medium = p.Name+"-fat", "FAT32, clusters of 4 KiB"
+	onFAT.Base, onFAT.Read, onFAT.Region, onFAT.Steps = fixed(makeFAT, content, dirs...), readGRUBFAT(files...), fatRegion, steps("vfat")
 	onExt4.Name, onExt4.Medium = p.Name+"-ext4", "ext4 (a /boot partition)"
 	onExt4.Base, onExt4.Read, onExt4.Region, onExt4.Steps = fixed(makeExt4, content, dirs...), readExt4(files...), ext4Of, steps("ext4")
 	onExt4.Limit = 500
-	return []*Peer{&onFAT, &onExt4}
+	all := []*Peer{&onFAT, &onExt4}
+	if p.Name == "rauc-grub" { // one shows what small clusters add
+		small := onFAT
+		small.Name, small.Medium, small.Steps = p.Name+"-small-fat", "FAT32, clusters of 512 bytes", steps("vfat")
+		small.Base = fixed(makeSmallFAT, content, dirs...)
+		all = append(all, &small)
+	}
+	return all
 }
 
 // peers are the rows of the scoreboard.
@@ -373,11 +378,11 @@ done
 	}
 
 	ubootFAT := &Peer{
-		Name: "uboot-fat", Title: "RAUC, U-Boot, uboot.env on FAT", Medium: "FAT32 (a boot partition)",
+		Name: "uboot-fat", Title: "RAUC, U-Boot, uboot.env on FAT", Medium: "FAT32, clusters of 4 KiB",
 		Uses:  "fw_setenv as rauc's service calls it for `rauc status mark-*`, on the mounted file; U-Boot's own env export and fatwrite, which is what saveenv does there",
 		Fix:   "a raw redundant environment outside of the file system.",
 		Tools: []string{"fw_setenv"},
-		Rauc:  "uboot", Text: map[string]string{}, Read: readFATEnv, Scheme: always(raucUBoot{}), Region: fatOf,
+		Rauc:  "uboot", Text: map[string]string{}, Read: readFATEnv, Scheme: always(raucUBoot{}), Region: fatRegion,
 		Base: fixed(makeFAT, func() map[string]string { return map[string]string{"uboot.env": firstEnv().encode(false)} }),
 	}
 	ubootFAT.Text["etc/fw_env.config"] = fmt.Sprintf("/boot/uboot.env 0x0 %#x\n", envSize)
@@ -393,13 +398,13 @@ done
 	mountESP := Op{Name: "system mounts the ESP", Script: "busybox mkdir -p /boot\nbusybox mount -t vfat /dev/vda /boot\n" +
 		"busybox mount -t efivarfs efivarfs /sys/firmware/efi/efivars"}
 	all = append(all, &Peer{
-		Name: "systemd-boot", Title: "systemd-boot's boot counting", Medium: "FAT32 (an ESP)",
+		Name: "systemd-boot", Title: "systemd-boot's boot counting", Medium: "FAT32, clusters of 512 bytes",
 		Uses:   "systemd-boot's rename through OVMF's FAT driver; systemd-bless-boot's rename through the kernel's vfat",
 		Fix:    "a rename on FAT is two changes in a directory sector that holds the other entries too: keep the counter in a record of its own (an EFI variable, or a file that is written in place with a checksum), or at least each entry in a directory sector of its own.",
 		Tools:  []string{"loaders/lib/systemd/systemd-bless-boot"},
 		Base:   makeESP,
 		Read:   readESP,
-		Scheme: always(sdBoot{}), Region: fatOf,
+		Scheme: always(sdBoot{}), Region: fatRegion,
 		Steps: []Step{
 			{By: "systemd-boot", Ops: []Op{
 				{Name: "first boot of B (boot loader)", Unproven: "B"}, mountESP, unmountOp("/boot"),

@@ -186,7 +186,7 @@ func makeESP(l *lab, p *Peer, name string) error {
 		}
 		files[to] = string(b)
 	}
-	return makeFATSize(name, 96<<20, files, "EFI", "EFI/BOOT", "loader", "loader/entries")
+	return makeFATSize(name, 96<<20, 1, files, "EFI", "EFI/BOOT", "loader", "loader/entries")
 }
 
 // systemdBoot starts OVMF and with it systemd-boot from the medium, which then starts Linux from it. The step's first
