@@ -25,7 +25,7 @@ const missing = unreadable + "missing"
 
 // parseBlock returns the variables, ok false where GRUB and grub-editenv say "invalid environment block".
 func parseBlock(b string) (vars map[string]string, ok bool) {
-	if !strings.HasPrefix(b, blockMagic) {
+	if !strings.HasPrefix(b, blockMagic) || len(b) == len(blockMagic) {
 		return nil, false
 	}
 	vars = map[string]string{}
@@ -261,6 +261,12 @@ const (
 
 var menderFiles = []string{mEnv1, mLock1, mSum1, mEnv2, mLock2, mSum2}
 
+// menderSum is what sha256sum makes of a lock.
+func menderSum(lock string) string {
+	h := sha256.Sum256([]byte(lock))
+	return hex.EncodeToString(h[:]) + "  lock\n"
+}
+
 var menderVars = []string{"bootcount", "mender_boot_part", "upgrade_available"}
 
 func (mender) Boot(v View) (slot, stop string, next View) {
@@ -330,8 +336,7 @@ func (mender) Up(v View, _ string) (View, string) {
 	v = v.mounted()
 	s := v.System
 	whole := func(lock, sum string) bool {
-		h := sha256.Sum256([]byte(s[lock]))
-		return !strings.HasPrefix(s[lock], unreadable) && strings.HasPrefix(s[sum], hex.EncodeToString(h[:])+"  ")
+		return !strings.HasPrefix(s[lock], unreadable) && s[sum] == menderSum(s[lock])
 	}
 	repair := func(env, lock, sum, fromEnv string) {
 		if strings.HasPrefix(s[fromEnv], unreadable) || strings.HasPrefix(s[env], unreadable) && s[env] != missing {
@@ -339,8 +344,7 @@ func (mender) Up(v View, _ string) (View, string) {
 		}
 		s[env] = s[fromEnv] + s[env][min(len(s[env]), len(s[fromEnv])):] // dd conv=notrunc
 		s[lock] = setBlock(blockMagic, "editing", "0")
-		h := sha256.Sum256([]byte(s[lock]))
-		s[sum] = hex.EncodeToString(h[:]) + "  lock\n"
+		s[sum] = menderSum(s[lock])
 	}
 	switch one, two := whole(mLock1, mSum1), whole(mLock2, mSum2); {
 	case one && !two:

@@ -2,7 +2,6 @@ package main
 
 import (
 	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"maps"
 	"os"
@@ -239,7 +238,7 @@ func peers() []*Peer {
 	all = append(all, onBoth(
 		Peer{
 			Name: "swupdate-grub", Title: "SWUpdate, GRUB",
-			Uses:   "swupdate -B grub installing a signed .swu (raw image and bootenv) with its own writing of grubenv; grub-editenv for ustate=0; GRUB's own load_env and save_env with a script after SWUpdate's best practice",
+			Uses:   "swupdate -B grub installing a signed .swu (raw image and bootenv) with its own writing of grubenv; grub-editenv for ustate=0; GRUB's own load_env and save_env with a script after SWUpdate's best practice. The file was made without the warning line that grub-editenv puts into a new one: swupdate 2022.12 reads that line and the variable after it as one name, so that this variable can never be changed (with bootslot there, the update is reported as a success and the old slot starts)",
 			Fix:    "fsync of the new file before rename, and of the folder after it; one store for the whole update instead of five. Then GRUB's own save_env, which writes in place, is what is left.",
 			Tools:  []string{"grub-editenv", "peers/usr/bin/swupdate"},
 			Second: 1 << 20,
@@ -247,7 +246,9 @@ func peers() []*Peer {
 		},
 		[]string{grubenv},
 		func() map[string]string {
-			return map[string]string{grubenv: newBlock("bootslot", "a", "ustate", "0", "bootcount", "0")}
+			// Without the warning line that grub-editenv puts into a new file: swupdate takes it and the line after it for
+			// one variable, and never changes that one.
+			return map[string]string{grubenv: setBlock(blockMagic, "bootslot", "a", "ustate", "0", "bootcount", "0")}
 		}, nil,
 		func(fs string) []Step {
 			linux := func(ops ...Op) Step {
@@ -306,8 +307,7 @@ done
 		func() map[string]string {
 			env := newBlock("bootcount", "0", "mender_boot_part", "2", "mender_boot_part_hex", "2", "upgrade_available", "0")
 			lock := newBlock("editing", "0")
-			h := sha256.Sum256([]byte(lock))
-			sum := hex.EncodeToString(h[:]) + "  lock\n"
+			sum := menderSum(lock)
 			return map[string]string{mEnv1: env, mLock1: lock, mSum1: sum, mEnv2: env, mLock2: lock, mSum2: sum}
 		}, []string{"mender_grubenv1", "mender_grubenv2"},
 		func(fs string) []Step {

@@ -86,7 +86,10 @@ func (s sdBoot) Boot(v View) (slot, stop string, next View) {
 	}
 	e := list[0]
 	if e.left > 0 {
-		v = s.rename(v, e.file, fmt.Sprintf("%s+%d-%d.conf", strings.TrimSuffix(e.name, ".conf"), e.left-1, e.done+1))
+		to := fmt.Sprintf("%s+%d-%d.conf", strings.TrimSuffix(e.name, ".conf"), e.left-1, e.done+1)
+		if _, there := v.Loader[entryDir+"/"+to]; !there { // else the rename fails and the entry is started all the same
+			v = s.rename(v, e.file, to)
+		}
 	}
 	return e.slot, "", v
 }

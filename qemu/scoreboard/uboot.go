@@ -95,7 +95,11 @@ func (s raucUBoot) pick(c Content) (best uenv, at int) {
 	return best, at
 }
 
+// save is saveenv and fw_setenv. A file system that cannot be read is not written to either.
 func (s raucUBoot) save(v *View, vars map[string]string) {
+	if c := v.System["env1"]; strings.HasPrefix(c, unreadable) && c != missing {
+		return
+	}
 	now, at := s.pick(v.System)
 	e := uenv{vars: vars}
 	to := s.names()[0]
