@@ -30,8 +30,8 @@ func makeExt4(name string, files map[string]string, dirs ...string) error {
 		"-E", "lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0", "-d", tree, name, "32M")
 }
 
-// readExt4 reads files as GRUB does, which knows no journal, and as a system does that replays the journal when it
-// mounts: e2fsck -E journal_only stands for the kernel there.
+// readExt4 reads files as GRUB does, which knows no journal, and as a system does that checks the file system before it
+// mounts it: e2fsck -p replays the journal and mends what it can without a person.
 func readExt4(files ...string) Reader {
 	return func(image string) (View, error) {
 		loader, err := grubFiles(image, files)
@@ -43,7 +43,7 @@ func readExt4(files ...string) Reader {
 		if err := run("cp", "--sparse=always", image, replayed); err != nil {
 			return View{}, err
 		}
-		out, err := exec.Command("e2fsck", "-y", "-E", "journal_only", replayed).CombinedOutput()
+		out, err := exec.Command("e2fsck", "-p", replayed).CombinedOutput()
 		var exit *exec.ExitError
 		if err != nil && !errors.As(err, &exit) {
 			return View{}, err
@@ -51,7 +51,7 @@ func readExt4(files ...string) Reader {
 		if exit != nil && exit.ExitCode() >= 4 {
 			system := Content{}
 			for _, f := range files {
-				system[f] = unreadable + "not mounted: " + firstLine(string(out))
+				system[f] = notMounted + firstLine(string(out))
 			}
 			return View{loader, system}, nil
 		}

@@ -3,14 +3,13 @@ package main
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
 	"os/exec"
 	"strconv"
 	"strings"
-
-	"errors"
 )
 
 // GRUB's environment block: a file of 1024 bytes that starts with a line, then name=value lines (backslash quotes
@@ -22,6 +21,9 @@ const (
 
 // missing is the content of a file that is not there: grub-editenv makes a new one, where it refuses a bad one.
 const missing = unreadable + "missing"
+
+// notMounted is how the content of all files of a file system starts that the system does not mount.
+const notMounted = unreadable + "not mounted: "
 
 // parseBlock returns the variables, ok false where GRUB and grub-editenv say "invalid environment block".
 func parseBlock(b string) (vars map[string]string, ok bool) {
@@ -103,8 +105,15 @@ func (v *View) edit(file string, set ...string) error {
 	return nil
 }
 
-// mounted is a medium that a system has mounted: from now on all see what it sees.
-func (v View) mounted() View { return View{maps.Clone(v.System), maps.Clone(v.System)} }
+// mounted is a medium that a system has mounted: from now on all see what it sees. What it cannot mount stays as it is.
+func (v View) mounted() View {
+	for _, content := range v.System {
+		if !strings.HasPrefix(content, notMounted) {
+			return View{maps.Clone(v.System), maps.Clone(v.System)}
+		}
+	}
+	return v.clone()
+}
 
 func number(s string) int {
 	n, _ := strconv.Atoi(s) // as GRUB's test does
@@ -120,13 +129,18 @@ func other(slot, a, b string) string {
 
 // raucGRUB is RAUC's grub backend with the logic of its example grub.conf: ORDER, X_OK and X_TRY; one try; without a
 // slot to be tried, the menu's first entry, which is a rescue system.
-type raucGRUB struct{}
+//
+// confident is the variant whose script has 1 for X_OK where the environment says nothing; the example has 0.
+type raucGRUB struct{ confident bool }
 
 const grubenv = "grubenv"
 
-func (raucGRUB) Boot(v View) (slot, stop string, next View) {
+func (r raucGRUB) Boot(v View) (slot, stop string, next View) {
 	v = v.clone()
 	vars := map[string]string{"ORDER": "A B", "A_OK": "0", "B_OK": "0", "A_TRY": "0", "B_TRY": "0"}
+	if r.confident {
+		vars["A_OK"], vars["B_OK"] = "1", "1"
+	}
 	if saved, ok := parseBlock(v.Loader[grubenv]); ok {
 		maps.Copy(vars, saved)
 	}

@@ -73,7 +73,7 @@ func part(n, of int) string {
 
 // shorten keeps a list of writes readable.
 func shorten(s string) string {
-	s = strings.ReplaceAll(s, " | F", " F")
+	s = strings.TrimPrefix(strings.ReplaceAll(s, "| F", "F"), "F ")
 	if parts := strings.Split(s, " F"); len(parts) > 7 {
 		s = strings.Join(parts[:6], " F") + fmt.Sprintf(" F ... and %d flushes more", len(parts)-7)
 	}
@@ -137,7 +137,8 @@ const outro = `
   against grub-editenv and fw_printenv, not against every version of a boot loader.
 - An operation starts from what the one before made durable: GRUB and U-Boot write without a flush, and what they wrote is
   taken as durable by the time Linux writes. Cuts in a row are not nested here.
-- e2fsck -E journal_only stands for the kernel's replay of ext4's journal; fsck at boot is not played.
+- e2fsck -p stands for the check at boot and for the kernel's replay of ext4's journal; a check of FAT is not played.
+- What else is on the medium (the boot loader's script, kernels) is looked at only for systemd-boot.
 - Only the boot state is judged, not the slots, and no peer's rescue system is counted as a working one.
 - An emulated disk is no eMMC; which of these states a medium really leaves depends on it.
 

@@ -91,8 +91,15 @@ func TestJudge(t *testing.T) {
 		{"rauc, as after", raucGRUB{}, env(raucOld), env(raucNew), env(raucNew), "B", Fine, ""},
 		{"rauc, empty", raucGRUB{}, env(raucOld), env(raucNew), env(""), "B", Lost, "rescue entry"},
 		{"rauc, missing", raucGRUB{}, env(raucOld), env(raucNew), env(missing), "B", Lost, "rescue entry"},
-		{"rauc, the journal brings an empty file", raucGRUB{}, env(raucOld), env(raucNew),
-			View{Content{grubenv: raucOld}, Content{grubenv: ""}}, "B", Lost, "rescue entry"},
+		{
+			"rauc, the journal brings an empty file",
+			raucGRUB{},
+			env(raucOld), env(raucNew),
+			View{Content{grubenv: raucOld}, Content{grubenv: ""}},
+			"B", Lost, "rescue entry",
+		},
+		{"rauc, empty, confident", raucGRUB{true}, env(raucOld), env(raucNew), env(""), "B", Weak, "no further update"},
+		{"rauc, empty, confident in the wrong slot", raucGRUB{true}, env(raucNew), env(raucOld), env(""), "A", Lost, "again and again"},
 		{"rauc, the fallback forgotten", raucGRUB{}, env(raucNew), env(raucNew), env(strings.Replace(raucNew, "A_OK=1", "A_OK=0", 1)), "", Weak, "no fallback"},
 
 		{"swupdate, as before", swupdateGRUB{}, swuOld("a"), swuNew("b"), swuOld("a"), "b", Fine, ""},
@@ -160,8 +167,10 @@ func TestBlock(t *testing.T) {
 	need(t, "grub-editenv")
 	file := filepath.Join(t.TempDir(), "env")
 	start := newBlock("ORDER", "A B", "A_OK", "1", "A_TRY", "0")
-	blocks := []string{"", "#", blockMagic, start, block("a", "1"), start[:512], start[:512] + strings.Repeat("\x00", 512),
-		strings.Repeat("\x00", 512) + start[512:], start[:300] + "B=1", blockMagic + "a=b\\\\c\n###", strings.Repeat("#", 1024)}
+	blocks := []string{
+		"", "#", blockMagic, start, block("a", "1"), start[:512], start[:512] + strings.Repeat("\x00", 512),
+		strings.Repeat("\x00", 512) + start[512:], start[:300] + "B=1", blockMagic + "a=b\\\\c\n###", strings.Repeat("#", 1024),
+	}
 	rng := rand.New(rand.NewPCG(1, 2))
 	for range 30 {
 		b := []byte(start)
