@@ -160,6 +160,7 @@ type Tally struct {
 	Distinct        int // images
 	Whole, Torn     Count
 	Findings        []*Finding
+	fine            *crash.Image // one that is fine, neither before nor after
 }
 
 // Count counts distinct images: of states in which every sector is old or new, and of those in which one is torn.
@@ -173,6 +174,7 @@ type Finding struct {
 	How    string // the simplest state
 	Where  string // what lies at the place it names
 	rank   int
+	image  *crash.Image // of that state
 }
 
 // torn reports whether a state has a sector that is neither old nor new.
@@ -274,8 +276,10 @@ func judgeAll(p *Peer, r Recorded, dir string) (*Tally, error) {
 				}
 				f.Images++
 				if score < f.rank {
-					f.rank, f.How, f.Torn = score, j.how, j.torn
+					f.rank, f.How, f.Torn, f.image = score, j.how, j.torn, j.image
 				}
+			} else if j.torn {
+				t.fine = j.image
 			}
 			mu.Unlock()
 		}

@@ -9,6 +9,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -28,6 +29,7 @@ type Row struct {
 	Name, Title, Medium, Uses, Fix string
 	Tallies                        []*Tally
 	Writes                         []string // of each operation, in words
+	Booted, Agreed                 int      // states that GRUB itself was started on, and where it chose what the judge expected
 }
 
 func main() {
@@ -179,7 +181,57 @@ func runPeer(ctx context.Context, p *Peer, logf func(string, ...any)) (*Row, err
 			logf("  %s x%d: %s [%s; %s]", f.Class, f.Images, f.Why, f.How, f.Where)
 		}
 	}
+	for i, r := range recorded {
+		if err := l.check(ctx, p, r, row, i); err != nil {
+			return nil, err
+		}
+	}
 	return row, nil
+}
+
+// maxBooted is on how many states of a row GRUB itself is started.
+const maxBooted = 12
+
+// check starts the real GRUB on states of an operation: the simplest of each finding, and one that is fine.
+func (l *lab) check(ctx context.Context, p *Peer, r Recorded, row *Row, n int) error {
+	config := ""
+	for _, s := range p.Steps {
+		if s.By == "grub" {
+			config = s.Run
+		}
+	}
+	images := []*crash.Image{row.Tallies[n].fine}
+	for _, f := range row.Tallies[n].Findings {
+		images = append(images, f.image)
+	}
+	for _, img := range images {
+		if config == "" || img == nil || row.Booted == maxBooted {
+			continue
+		}
+		medium, log := filepath.Join(l.dir, "disk.img"), filepath.Join(l.dir, "writes.log")
+		if err := errors.Join(writeImage(medium, img), os.WriteFile(log, nil, 0o644)); err != nil {
+			return err
+		}
+		view, err := p.Read(medium)
+		if err != nil {
+			return err
+		}
+		want, _, _ := p.Scheme(r.Op).Boot(view)
+		if want == "" {
+			want = "rescue"
+		}
+		got, err := l.bootGRUB(ctx, machineOn(medium, log), config)
+		if err != nil {
+			return fmt.Errorf("%s, a state of %s: %w", p.Name, r.Name, err)
+		}
+		row.Booted++
+		if got == want {
+			row.Agreed++
+		} else {
+			l.logf("%s: a state of %s: GRUB starts %s, expected %s", p.Name, r.Name, got, want)
+		}
+	}
+	return nil
 }
 
 func (r *Row) sum() (s Tally) {

@@ -155,11 +155,7 @@ func (l *lab) record(ctx context.Context, p *Peer, base *crash.Image) ([]Recorde
 		if err := os.WriteFile(log, nil, 0o644); err != nil {
 			return nil, err
 		}
-		m := qemu.Machine{NoReboot: true, Args: []string{
-			"-blockdev", "driver=blklogwrites,node-name=medium,log-sector-size=512" +
-				",file.driver=file,file.filename=" + disk + ",log.driver=file,log.filename=" + log,
-			"-device", "virtio-blk-pci,drive=medium",
-		}}
+		m := machineOn(disk, log)
 		var ends []int64
 		var err error
 		switch s.By {
@@ -172,7 +168,9 @@ func (l *lab) record(ctx context.Context, p *Peer, base *crash.Image) ([]Recorde
 			}
 			ends, err = l.linux(ctx, m, p, i, initrd, log)
 		case "grub":
-			ends, err = l.grub(ctx, m, s, log)
+			if _, err = l.bootGRUB(ctx, m, s.Run); err == nil {
+				ends = []int64{size(log)}
+			}
 		case "uboot":
 			ends, err = l.uboot(ctx, m, s, log)
 		case "systemd-boot":
@@ -203,6 +201,15 @@ func (l *lab) record(ctx context.Context, p *Peer, base *crash.Image) ([]Recorde
 		}
 	}
 	return all, nil
+}
+
+// machineOn is a virtual device with a disk whose writes go into a log too.
+func machineOn(disk, log string) qemu.Machine {
+	return qemu.Machine{NoReboot: true, Args: []string{
+		"-blockdev", "driver=blklogwrites,node-name=medium,log-sector-size=512" +
+			",file.driver=file,file.filename=" + disk + ",log.driver=file,log.filename=" + log,
+		"-device", "virtio-blk-pci,drive=medium",
+	}}
 }
 
 func size(name string) int64 {
@@ -343,39 +350,49 @@ func (l *lab) operate(vm *qemu.VM, p *Peer, step int, log string) (ends []int64,
 	return ends, nil
 }
 
-// grub starts GRUB for a BIOS from a disk of its own; its script sees the medium as (hd1). It ends with "BOOT slot=X".
-func (l *lab) grub(ctx context.Context, m qemu.Machine, s Step, log string) ([]int64, error) {
+// bootGRUB starts GRUB for a BIOS from a disk of its own; its script sees the medium as (hd1), and ends with
+// "BOOT slot=X", which is returned.
+func (l *lab) bootGRUB(ctx context.Context, m qemu.Machine, config string) (slot string, err error) {
 	const modules = "/usr/lib/grub/i386-pc"
 	cfg, tar, core := filepath.Join(l.dir, "grub.cfg"), filepath.Join(l.dir, "grub.tar"), filepath.Join(l.dir, "core.img")
-	script := "serial --unit=0\nterminal_input serial\nterminal_output serial\n" + s.Run + "\nhalt\n"
+	script := "serial --unit=0\nterminal_input serial\nterminal_output serial\n" + config + "\nhalt\n"
 	if err := os.WriteFile(cfg, []byte(script), 0o644); err != nil {
-		return nil, err
+		return "", err
 	}
 	if err := run("tar", "-C", l.dir, "-cf", tar, "grub.cfg"); err != nil {
-		return nil, err
+		return "", err
 	}
 	if err := run("grub-mkimage", "-d", modules, "-O", "i386-pc", "-o", core, "-m", tar, "-p", "(memdisk)/",
 		"memdisk", "tar", "biosdisk", "fat", "ext2", "normal", "loadenv", "test", "serial", "terminal", "halt", "echo", "true"); err != nil {
-		return nil, err
+		return "", err
 	}
 	boot, err := os.ReadFile(filepath.Join(modules, "boot.img"))
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	rest, err := os.ReadFile(core)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	copy(boot[0x66:], []byte{0x90, 0x90}) // boot from the drive that the BIOS names
 	boot = append(boot, rest...)
 	boot = append(boot, make([]byte, 1<<20-len(boot))...)
 	disk := filepath.Join(l.dir, "grub.img")
 	if err := os.WriteFile(disk, boot, 0o644); err != nil {
-		return nil, err
+		return "", err
 	}
 	m.Args[len(m.Args)-1] += ",bootindex=1"
 	m.Args = append(m.Args, "-drive", "if=none,id=grub,format=raw,file="+disk, "-device", "virtio-blk-pci,drive=grub,bootindex=0")
-	return l.loader(ctx, m, log, `BOOT slot=(\S+)`)
+	vm, err := qemu.Start(ctx, m)
+	if err != nil {
+		return "", err
+	}
+	defer vm.Close()
+	got, err := vm.Expect(patience, `BOOT slot=(\S+)`)
+	if err != nil {
+		return "", fmt.Errorf("%w\n%s", err, vm.Console())
+	}
+	return got[1], nil
 }
 
 // uboot starts Debian's U-Boot for QEMU's PC, which reads boot.scr from a disk of its own (virtio 1); the medium is
@@ -409,21 +426,6 @@ func (l *lab) uboot(ctx context.Context, m qemu.Machine, s Step, log string) ([]
 		return nil, fmt.Errorf("%w\n%s", err, vm.Console())
 	}
 	l.logf("%s", vm.Console())
-	return []int64{size(log)}, nil
-}
-
-// loader waits until a boot loader has said what it boots.
-func (l *lab) loader(ctx context.Context, m qemu.Machine, log, pattern string) ([]int64, error) {
-	vm, err := qemu.Start(ctx, m)
-	if err != nil {
-		return nil, err
-	}
-	defer vm.Close()
-	got, err := vm.Expect(patience, pattern)
-	if err != nil {
-		return nil, fmt.Errorf("%w\n%s", err, vm.Console())
-	}
-	l.logf("%s", got[0])
 	return []int64{size(log)}, nil
 }
 

@@ -57,6 +57,9 @@ func page(rows []*Row, versions string) string {
 		if found := findings(r); found != "" {
 			b.WriteString("\n" + found)
 		}
+		if r.Booted > 0 {
+			fmt.Fprintf(&b, "\nGRUB itself was started on %d of these states; it chose what the judge expected in %d.\n", r.Booted, r.Agreed)
+		}
 		fmt.Fprintf(&b, "\nWhat would mend it: %s\n", r.Fix)
 	}
 	b.WriteString(outro)

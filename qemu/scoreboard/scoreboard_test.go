@@ -341,6 +341,9 @@ func TestRAUC(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if row.Booted == 0 || row.Agreed != row.Booted {
+			t.Errorf("GRUB itself chose what was expected in %d of %d states", row.Agreed, row.Booted)
+		}
 		lost := map[string][2]bool{}
 		for _, o := range row.Tallies {
 			lost[o.Op] = [2]bool{o.Whole.Lost > 0, o.Torn.Lost > 0}
