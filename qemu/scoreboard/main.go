@@ -27,6 +27,7 @@ import (
 // Row is what was found about a peer.
 type Row struct {
 	Name, Title, Medium, Uses, Fix string
+	Limit                          int // of states between two flushes, 0: none
 	Tallies                        []*Tally
 	Writes                         []string // of each operation, in words
 	Booted, Agreed                 int      // states that GRUB itself was started on, and where it chose what the judge expected
@@ -84,7 +85,7 @@ func scoreboard(ctx context.Context, only, out, doc string, render bool, logf fu
 			if err := json.Unmarshal(b, row); err != nil {
 				return fmt.Errorf("%s: %w", file, err)
 			}
-			row.Title, row.Medium, row.Uses, row.Fix = p.Title, p.Medium, p.Uses, p.Fix
+			row.Title, row.Medium, row.Uses, row.Fix, row.Limit = p.Title, p.Medium, p.Uses, p.Fix, p.Limit
 			rows = append(rows, row)
 			continue
 		}
@@ -166,7 +167,7 @@ func runPeer(ctx context.Context, p *Peer, logf func(string, ...any)) (*Row, err
 	if err != nil {
 		return nil, err
 	}
-	row := &Row{Name: p.Name, Title: p.Title, Medium: p.Medium, Uses: p.Uses, Fix: p.Fix}
+	row := &Row{Name: p.Name, Title: p.Title, Medium: p.Medium, Uses: p.Uses, Fix: p.Fix, Limit: p.Limit}
 	for _, r := range recorded {
 		began := time.Now()
 		t, err := judgeAll(p, r, l.dir)

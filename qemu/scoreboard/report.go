@@ -47,6 +47,9 @@ func page(rows []*Row, versions string) string {
 	b.WriteString("\n## Row by row\n")
 	for _, r := range rows {
 		fmt.Fprintf(&b, "\n### %s, %s\n\nWhat writes: %s.\n\n", r.Title, r.Medium, r.Uses)
+		if r.Limit > 0 {
+			fmt.Fprintf(&b, "Between two flushes at most %d systematic states are judged, spread evenly over all there are.\n\n", r.Limit)
+		}
 		b.WriteString("| operation | what it writes (F: flush) | distinct | whole: lost, weak | torn: lost, weak |\n|---|---|--:|--:|--:|\n")
 		for i, t := range r.Tallies {
 			if t.Writes == 0 {
