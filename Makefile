@@ -9,7 +9,7 @@ GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags='-s -w'
 # /init without inlined functions is 0.3 MB smaller (0.2 MB of it compressed); the decompressors keep theirs.
 INITFLAGS := -gcflags=all=-l -gcflags=github.com/klauspost/...= -gcflags=lifeboat/squashfs=
 
-.PHONY: help setup build build-amd64 build-arm64 test lint fuzz bench size demo run clean distclean
+.PHONY: help setup build build-amd64 build-arm64 test lint fuzz bench size demo scoreboard run clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -58,6 +58,9 @@ size: setup build ## what /init and the whole initramfs weigh, part by part, aga
 
 demo: setup build ## the whole story in the virtual device
 	$(GO) run ./qemu/demo -v
+
+scoreboard: setup ## power cuts in the peers' boot states, with their own tools; writes docs/powercut-scoreboard.md (30 minutes; ONLY=NAME,NAME)
+	$(GO) run ./qemu/scoreboard -only "$(ONLY)" -doc docs/powercut-scoreboard.md
 
 run: setup build ## the demo's device on this terminal; Ctrl-] h lists the commands (plug in, pull out, cut the power)
 	$(GO) run ./qemu/demo -prepare out/run

@@ -25,7 +25,7 @@ const FastArgs = "mitigations=off nokaslr no_timer_check audit=0 cryptomgr.notes
 // Machine describes a virtual device: q35, one CPU, qemu-xhci, an i6300esb watchdog whose expiry resets the
 // machine, and 64 KiB of ACPI error record storage where the kernel's pstore keeps a panic's last words.
 type Machine struct {
-	Kernel string // anything that QEMU's -kernel takes: bzImage, or vmlinux with a PVH note (see [Vmlinux])
+	Kernel string // anything that QEMU's -kernel takes: bzImage, or vmlinux with a PVH note (see [Vmlinux]); empty: Args say what boots
 	Initrd string // optional
 	Append string // kernel command line; "console=ttyS0" where empty
 
@@ -167,9 +167,10 @@ func (m *Machine) args(sticks []Stick) ([]string, error) {
 	if ram != "" {
 		args = append(args, "-object", fmt.Sprintf("memory-backend-file,id=ram,size=%dM,share=%s,mem-path=%s", memory, share, comma(ram)))
 	}
-	if m.From != nil {
+	switch {
+	case m.From != nil:
 		args = append(args, "-incoming", "defer")
-	} else {
+	case m.Kernel != "":
 		args = append(args, "-kernel", m.Kernel, "-append", cmdline)
 		if m.Initrd != "" {
 			args = append(args, "-initrd", m.Initrd)
@@ -259,7 +260,7 @@ func (m *Machine) check() error {
 		}
 	}
 	for i, f := range files {
-		if f == "" && i > 0 {
+		if f == "" && (i > 0 || len(m.Args) > 0) {
 			continue
 		}
 		if _, err := os.Stat(f); err != nil {

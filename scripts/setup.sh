@@ -8,7 +8,8 @@ export DEBIAN_FRONTEND=noninteractive LC_ALL=C
 PATH=$PATH:/usr/sbin:/sbin
 
 tools='qemu-system-x86 squashfs-tools erofs-utils e2fsprogs dosfstools mtools gdisk fdisk kmod
-	rauc cryptsetup-bin openssl zstd xz-utils lz4 mmdebstrap ca-certificates'
+	rauc cryptsetup-bin openssl zstd xz-utils lz4 mmdebstrap ca-certificates
+	grub-common grub-pc-bin libubootenv-tool dbus-daemon'
 
 mkdir -p build
 exec 9>build/setup.lock
@@ -110,4 +111,18 @@ if [ ! -e build/peers/usr/bin/swupdate ] || [ ! -e build/peers/bin/busybox ]; th
 fi
 peer=$(LD_LIBRARY_PATH=$(echo build/peers/usr/lib/*-linux-gnu) build/peers/usr/bin/swupdate --help 2>&1) ||
 	fail "swupdate does not run: $peer"
+
+# Boot loaders and firmware that the virtual device starts: unpacked only, this machine keeps its own.
+if [ ! -e build/loaders/usr/lib/u-boot/qemu-x86/u-boot.rom ] || [ ! -e build/loaders/lib/systemd/systemd-bless-boot ]; then
+	loaders='u-boot-qemu ovmf systemd-boot-efi systemd-boot libsystemd-shared'
+	lists
+	say "loaders $loaders"
+	# shellcheck disable=SC2086 # a list
+	fetch $loaders
+	rm -rf build/loaders.part
+	mkdir -p build/loaders.part
+	unpack build/loaders.part
+	rm -rf build/loaders
+	mv build/loaders.part build/loaders
+fi
 say "ready"
