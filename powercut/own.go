@@ -34,7 +34,7 @@ func OpenOwn(d *Device, start *crash.Image, bundleFile string) (o *Own, err erro
 	if err := d.learn(start); err != nil {
 		return nil, err
 	}
-	version, err := d.learnBundle(bundleFile)
+	version, err := d.LearnBundle(bundleFile, Healthy)
 	if err != nil {
 		return nil, err
 	}
@@ -109,8 +109,8 @@ func (d *Device) learn(on disk.Device) error {
 	return nil
 }
 
-// learnBundle notes the system of a bundle that this device takes, and returns its version.
-func (d *Device) learnBundle(file string) (version string, err error) {
+// LearnBundle notes the system of a bundle that this device takes, and what it does once it runs. It returns its version.
+func (d *Device) LearnBundle(file string, how Behaviour) (version string, err error) {
 	f, err := disk.Open(file, false)
 	if err != nil {
 		return "", err
@@ -132,7 +132,7 @@ func (d *Device) learnBundle(file string) (version string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", file, err)
 	}
-	sys := System{Version: b.Manifest.Version, Epoch: b.Manifest.Epoch, Size: b.Manifest.Images[i].Blocks() * verity.BlockSize}
+	sys := System{Version: b.Manifest.Version, Epoch: b.Manifest.Epoch, Behaviour: how, Size: b.Manifest.Images[i].Blocks() * verity.BlockSize}
 	h := sha256.New()
 	if _, err := src.WriteToContext(ctx, h); err != nil {
 		return "", fmt.Errorf("%s: %w", file, err)
