@@ -4,6 +4,11 @@ TESTFLAGS ?=
 PKG       ?= ./...
 FUZZTIME  ?= 10s
 BENCHTIME ?= 1s
+IMAGES    ?= 10000
+COLD      ?= 500
+SHARD     ?= 1/1
+KILLS     ?= 100
+EVERY     ?= 1
 
 GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags='-s -w'
 # /init without inlined functions is 0.3 MB smaller (0.2 MB of it compressed); the decompressors keep theirs.
@@ -61,6 +66,13 @@ demo: setup build ## the whole story in the virtual device
 
 scoreboard: setup ## power cuts in the peers' boot states, with their own tools; writes docs/powercut-scoreboard.md (30 minutes; ONLY=NAME,NAME)
 	$(GO) run ./qemu/scoreboard -only "$(ONLY)" -doc docs/powercut-scoreboard.md
+
+powercut: setup build ## the campaign: crash images under the real kernel, kills; out/powercut/index.html (hours; IMAGES= COLD= SHARD=i/n)
+	$(GO) run ./qemu/powercut campaign --images $(IMAGES) --cold $(COLD) --shard $(SHARD) --resume
+	$(GO) run ./qemu/powercut kills --runs $(KILLS)
+
+mutants: setup ## take the product's promises away one at a time: which net notices? (15 minutes; EVERY=n for a sample)
+	$(GO) run ./powercut/mutate -every $(EVERY) -out out/powercut/mutants.json
 
 run: setup build ## the demo's device on this terminal; Ctrl-] h lists the commands (plug in, pull out, cut the power)
 	$(GO) run ./qemu/demo -prepare out/run

@@ -321,7 +321,7 @@ func (r *result) count(v verdict) {
 		r.Failed++
 		r.Failures = append(r.Failures, failure{v, repeat(v)})
 	}
-	if !v.failed() && (v.slower(r.Slowest)) {
+	if !v.failed() && v.slower(r.Slowest) {
 		r.Slowest = v
 	}
 	for i := range r.Stories {
