@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"fmt"
 	"maps"
@@ -34,6 +35,7 @@ type Peer struct {
 	Scheme  func(Op) Scheme
 	Limit   int                                      // of systematic states in one flush epoch; 0: all
 	Region  func(img *crash.Image, off int64) string // names what lies at an offset
+	Rest    string                                   // what lies where nothing is recognised; "data" where empty
 	Record  func(base *crash.Image) ([]Recorded, error)
 }
 
@@ -79,7 +81,7 @@ func (p *Peer) region(r Recorded, off int64, data []byte) string {
 	case directory(data):
 		return "directory"
 	}
-	return "data"
+	return cmp.Or(p.Rest, "data")
 }
 
 // writes describes what an operation writes, flush by flush.
@@ -205,7 +207,7 @@ func onBoth(p Peer, files []string, content func() map[string]string, dirs []str
 	onFAT.Base, onFAT.Read, onFAT.Region, onFAT.Steps = fixed(makeFAT, content, dirs...), readGRUBFAT(files...), fatRegion, steps("vfat")
 	onExt4.Name, onExt4.Medium = p.Name+"-ext4", "ext4 (a /boot partition)"
 	onExt4.Base, onExt4.Read, onExt4.Region, onExt4.Steps = fixed(makeExt4, content, dirs...), readExt4(files...), ext4Of, steps("ext4")
-	onExt4.Limit = 500
+	onExt4.Limit, onExt4.Rest = 500, "metadata"
 	all := []*Peer{&onFAT, &onExt4}
 	if p.Name == "rauc-grub" { // one shows what small clusters add
 		small := onFAT
