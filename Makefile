@@ -14,7 +14,7 @@ GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags='-s -w'
 # /init without inlined functions is 0.3 MB smaller (0.2 MB of it compressed); the decompressors keep theirs.
 INITFLAGS := -gcflags=all=-l -gcflags=github.com/klauspost/...= -gcflags=lifeboat/squashfs=
 
-.PHONY: help setup build build-amd64 build-arm64 test lint fuzz bench size demo scoreboard run clean distclean
+.PHONY: help setup build build-amd64 build-arm64 test lint fuzz bench size demo powercut mutants scoreboard run clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
