@@ -33,7 +33,7 @@ type verdict struct {
 	Boots   int     `json:"boots,omitempty"`
 	Seconds float64 `json:"seconds"`
 	Err     string  `json:"err,omitempty"`     // of the virtual device
-	Judged  string  `json:"judged,omitempty"`  // of the verdict in process
+	Judged  string  `json:"judged,omitempty"`  // of the verdict in memory
 	Console string  `json:"console,omitempty"` // end of it, of a failure
 }
 
@@ -131,7 +131,7 @@ type campaign struct {
 	Random         int
 	Jobs           int // at a time
 	Stories        []string
-	judge          func(story string) (func(crash.State) error, error) // in process; may be nil
+	judge          func(crash.State) error // in memory; may be nil
 	say            func(format string, args ...any)
 	place          func() (release func(), err error) // for one virtual device
 	shard, verdict string                             // file names: result and verdicts
@@ -230,7 +230,6 @@ func (c *campaign) boots(ctx context.Context, s *stage, plans []*plan, skip func
 	type task struct {
 		job   job
 		state crash.State
-		judge func(crash.State) error
 	}
 	work, verdicts := make(chan task), make(chan verdict)
 	var workers sync.WaitGroup
@@ -248,7 +247,7 @@ func (c *campaign) boots(ctx context.Context, s *stage, plans []*plan, skip func
 					cancel(err)
 					continue
 				}
-				verdicts <- s.verdict(t.job, t.state, t.judge, dir)
+				verdicts <- s.verdict(t.job, t.state, c.judge, dir)
 				release()
 			}
 		})
@@ -256,17 +255,9 @@ func (c *campaign) boots(ctx context.Context, s *stage, plans []*plan, skip func
 	go func() {
 		defer func() { close(work); workers.Wait(); close(verdicts) }()
 		for _, p := range plans {
-			var judge func(crash.State) error
-			if c.judge != nil {
-				var err error
-				if judge, err = c.judge(p.rec.Story.name); err != nil {
-					cancel(err)
-					return
-				}
-			}
 			p.each(skip, func(j job, st crash.State) bool {
 				select {
-				case work <- task{j, st, judge}:
+				case work <- task{j, st}:
 					return true
 				case <-ctx.Done():
 					return false

@@ -99,6 +99,9 @@ func campaignCommand(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	if c.judge, err = s.inMemory(); err != nil {
+		return err
+	}
 	res, err := c.run(ctx, s)
 	if err != nil {
 		if ctx.Err() != nil {

@@ -50,6 +50,10 @@ func TestReplay(t *testing.T) {
 	c := sample(images)
 	c.say, c.place = t.Logf, qemu.Place
 	c.shard = filepath.Join(t.TempDir(), "result.json")
+	var err error
+	if c.judge, err = s.inMemory(); err != nil {
+		t.Fatal(err)
+	}
 	res, err := c.run(context.Background(), s)
 	if err != nil {
 		t.Fatal(err)
@@ -70,6 +74,32 @@ func TestReplay(t *testing.T) {
 	}
 	t.Logf("%d images booted, %d from cold, %d updated, %d failed; a boot from the template %.1f s, from cold %.1f s; slowest recovery %d boots, %.0f s (%s)",
 		res.Booted, res.Cold, res.Updated, res.Failed, res.Warm.Seconds, res.FromCold.Seconds, res.Slowest.Boots, res.Slowest.Seconds, res.Slowest.ID)
+}
+
+// What the kernel wrote during whole stories, cut everywhere: the simulator's verdict on each image.
+func TestInMemory(t *testing.T) {
+	t.Parallel()
+	s := needStage(t)
+	judge, err := s.inMemory()
+	if err != nil {
+		t.Fatal(err)
+	}
+	limit := 80
+	if testing.Short() {
+		limit = 5
+	}
+	for _, st := range stories {
+		r, err := s.load(st.name, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := crash.Test{Name: st.name, Check: judge, Options: crash.Options{Limit: limit, Random: limit / 8, Seed: 1, Collateral: collateral}}
+		res := c.Judge(r.Trace)
+		t.Log(res)
+		for _, f := range res.Failures {
+			t.Error(f)
+		}
+	}
 }
 
 // Devices that are killed in the middle of an update, again and again, get there by themselves.
