@@ -63,7 +63,7 @@ func page(rows []*Row, versions string) string {
 		if r.Booted > 0 {
 			fmt.Fprintf(&b, "\nGRUB itself was started on %d of these states; it chose what the judge expected in %d.\n", r.Booted, r.Agreed)
 		}
-		fmt.Fprintf(&b, "\nWhat would mend it: %s\n", r.Fix)
+		fmt.Fprintf(&b, "\nWhat would mend it (measured only where a row has it): %s\n", r.Fix)
 	}
 	b.WriteString(outro)
 	b.WriteString(versions)
