@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +16,7 @@ import (
 	"lifeboat/disk/crash"
 	"lifeboat/qemu"
 	"lifeboat/qemu/testsystem"
+	"lifeboat/qemu/writelog"
 )
 
 // Op is one operation on a boot state, small enough that it means one thing to the device.
@@ -41,37 +41,6 @@ type Recorded struct {
 	By    string
 	Trace *crash.Trace
 	After *crash.Image // everything durable
-}
-
-// parseLog reads a log of QEMU's blklogwrites from byte from on: entries of one sector of 512 bytes {le64 sector,
-// sectors, flags, 0}, each followed by its data. The super block's count is not looked at: QEMU writes it now and then.
-func parseLog(log []byte, from int64) (ops []crash.Op, err error) {
-	const flush, fua, discard = 1, 2, 4
-	le := binary.LittleEndian
-	for off := max(from, 512); off+512 <= int64(len(log)); {
-		h := log[off:]
-		sector, n, flags := int64(le.Uint64(h)), int64(le.Uint64(h[8:])), le.Uint64(h[16:])
-		off += 512
-		if flags&discard == 0 && n*512 > int64(len(log))-off {
-			return nil, fmt.Errorf("log: entry of %d sectors at %d is cut off", n, off)
-		}
-		if flags&flush != 0 {
-			ops = append(ops, crash.Op{Kind: crash.Flush})
-		}
-		switch {
-		case n == 0:
-		case flags&discard != 0:
-			ops = append(ops, crash.Op{Kind: crash.Discard, Off: sector * 512, Len: n * 512})
-			continue
-		default:
-			ops = append(ops, crash.Op{Kind: crash.Write, Off: sector * 512, Len: n * 512, Data: log[off : off+n*512]})
-			off += n * 512
-		}
-		if flags&fua != 0 {
-			ops = append(ops, crash.Op{Kind: crash.Flush})
-		}
-	}
-	return ops, nil
 }
 
 // apply returns what is on the disk when all of ops is durable.
@@ -181,26 +150,41 @@ func (l *lab) record(ctx context.Context, p *Peer, base *crash.Image) ([]Recorde
 		if err != nil {
 			return nil, fmt.Errorf("%s, step %d (%s): %w", p.Name, i+1, s.By, err)
 		}
-		writes, err := os.ReadFile(log)
+		writes, err := readLog(log, base.Size())
 		if err != nil {
 			return nil, err
 		}
-		from := int64(0)
+		from := 0
 		for k, end := range ends {
-			ops, err := parseLog(writes[:end], from)
-			if err != nil {
-				return nil, err
+			to := from
+			for to < len(writes.Ops) && writes.End[to] <= end {
+				to++
 			}
+			ops := writes.Ops[from:to]
+			from = to
 			r := Recorded{Op: s.Ops[k], By: s.By, Trace: &crash.Trace{Base: base, Ops: ops}}
 			if r.After, err = apply(base, ops); err != nil {
 				return nil, err
 			}
 			l.logf("%s: %s: %d writes, %d flushes", p.Name, r.Name, r.Trace.Writes(), r.Trace.Flushes())
 			all = append(all, r)
-			base, from = r.After, end
+			base = r.After
 		}
 	}
 	return all, nil
+}
+
+func readLog(name string, diskSize int64) (*writelog.Log, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	l, err := writelog.Read(f, size(name), diskSize)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return l, nil
 }
 
 // machineOn is a virtual device with a disk whose writes go into a log too.

@@ -1,9 +1,7 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -273,37 +271,6 @@ func TestEnvironment(t *testing.T) {
 		if now, _ := s.pick(got.System); !maps.Equal(now.vars, want.vars) || now.flag != want.flag {
 			t.Errorf("%v torn %d: fw_setenv wrote %v flag %d, expected %v flag %d", c.flags, c.torn, now.vars, now.flag, want.vars, want.flag)
 		}
-	}
-}
-
-func TestParseLog(t *testing.T) {
-	entry := func(sector, n, flags uint64, data byte) []byte {
-		h := make([]byte, 512)
-		for i, v := range []uint64{sector, n, flags} {
-			binary.LittleEndian.PutUint64(h[8*i:], v)
-		}
-		if flags&4 == 0 {
-			h = append(h, bytes.Repeat([]byte{data}, int(n)*512)...)
-		}
-		return h
-	}
-	log := bytes.Join([][]byte{make([]byte, 512), entry(3, 2, 0, 7), entry(0, 0, 1, 0), entry(1, 1, 3, 8), entry(4, 4, 4, 0)}, nil)
-	ops, err := parseLog(log, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got strings.Builder
-	for _, o := range ops {
-		fmt.Fprintf(&got, "%d:%d+%d ", o.Kind, o.Off, o.Len)
-	}
-	if want := "0:1536+1024 1:0+0 1:0+0 0:512+512 1:0+0 2:2048+2048 "; got.String() != want {
-		t.Errorf("%s, want %s", got.String(), want)
-	}
-	if _, err := parseLog(log[:512+512+512], 0); err == nil {
-		t.Error("a log that is cut off is taken")
-	}
-	if ops, err := parseLog(log, 512+1536+512); err != nil || len(ops) != 4 {
-		t.Errorf("from the middle: %v, %v", ops, err)
 	}
 }
 
