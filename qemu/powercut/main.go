@@ -21,6 +21,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"lifeboat/disk/crash"
 )
 
 func main() {
@@ -210,12 +212,14 @@ func replayCommand(_ context.Context, args []string) error {
 		}
 		how.Torn = append(how.Torn, n)
 	}
-	state, err := r.find(*id, c.options())
-	if *id == "" {
-		if how.Entry < 0 {
-			return errors.New("replay: which one? --state ID or --entry N")
-		}
+	var state crash.State
+	switch {
+	case *id != "":
+		state, err = r.find(*id, c.options())
+	case how.Entry >= 0:
 		state, err = r.state(how)
+	default:
+		err = errors.New("replay: which one? --state ID or --entry N")
 	}
 	if err != nil {
 		return err
