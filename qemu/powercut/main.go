@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -253,17 +254,21 @@ func killsCommand(ctx context.Context, args []string) error {
 	f := flag.NewFlagSet("kills", flag.ExitOnError)
 	runs := f.Int("runs", 100, "devices that are killed until they are updated")
 	seed := f.Uint64("seed", uint64(time.Now().UnixNano()), "of the moments")
+	kind := f.String("kind", "", "only this kind: random, writes, phrase, reset or watchdog")
 	jobs := f.Int("jobs", jobsDefault(), "virtual devices at a time")
 	out := f.String("out", "out/powercut", "folder of the results")
 	if err := f.Parse(args); err != nil {
 		return err
+	}
+	if *kind != "" && !slices.Contains(kinds, *kind) {
+		return fmt.Errorf("--kind %s: there is no such kind", *kind)
 	}
 	s, err := openStage(say)
 	if err != nil {
 		return err
 	}
 	say("seed %d", *seed)
-	results, err := s.kills(ctx, *runs, *seed, *jobs, free, say)
+	results, err := s.kills(ctx, *runs, *seed, *kind, *jobs, free, say)
 	if err != nil {
 		return err
 	}
