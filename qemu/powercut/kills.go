@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,8 +40,8 @@ const (
 	killRate       = 1 << 20 // bytes per second that the disk takes: an install lasts two seconds
 )
 
-// kills runs devices that are killed in an update, each in a place of its own.
-func (s *stage) kills(ctx context.Context, runs int, seed uint64, jobs int, place func() (release func(), err error), say func(format string, args ...any)) ([]killResult, error) {
+// kills runs devices that are killed in an update, each in a place of its own. kind, if not empty, is the only one tried.
+func (s *stage) kills(ctx context.Context, runs int, seed uint64, kind string, jobs int, place func() (release func(), err error), say func(format string, args ...any)) ([]killResult, error) {
 	base := s.recorded("update").base
 	results := make([]killResult, runs)
 	next := make(chan int)
@@ -49,7 +50,7 @@ func (s *stage) kills(ctx context.Context, runs int, seed uint64, jobs int, plac
 		wg.Go(func() {
 			for i := range next {
 				start := time.Now()
-				k := killResult{Run: i, Seed: seed, Kind: kinds[i%len(kinds)]}
+				k := killResult{Run: i, Seed: seed, Kind: cmp.Or(kind, kinds[i%len(kinds)])}
 				release, err := place()
 				if err != nil {
 					k.Err = err.Error()

@@ -18,9 +18,12 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"lifeboat/disk/crash"
 )
 
 func main() {
@@ -213,12 +216,14 @@ func replayCommand(_ context.Context, args []string) error {
 		}
 		how.Torn = append(how.Torn, n)
 	}
-	state, err := r.find(*id, c.options())
-	if *id == "" {
-		if how.Entry < 0 {
-			return errors.New("replay: which one? --state ID or --entry N")
-		}
+	var state crash.State
+	switch {
+	case *id != "":
+		state, err = r.find(*id, c.options())
+	case how.Entry >= 0:
 		state, err = r.state(how)
+	default:
+		err = errors.New("replay: which one? --state ID or --entry N")
 	}
 	if err != nil {
 		return err
@@ -252,17 +257,21 @@ func killsCommand(ctx context.Context, args []string) error {
 	f := flag.NewFlagSet("kills", flag.ExitOnError)
 	runs := f.Int("runs", 100, "devices that are killed until they are updated")
 	seed := f.Uint64("seed", uint64(time.Now().UnixNano()), "of the moments")
+	kind := f.String("kind", "", "only this kind: random, writes, phrase, reset or watchdog")
 	jobs := f.Int("jobs", jobsDefault(), "virtual devices at a time")
 	out := f.String("out", "out/powercut", "folder of the results")
 	if err := f.Parse(args); err != nil {
 		return err
+	}
+	if *kind != "" && !slices.Contains(kinds, *kind) {
+		return fmt.Errorf("--kind %s: there is no such kind", *kind)
 	}
 	s, err := openStage(say)
 	if err != nil {
 		return err
 	}
 	say("seed %d", *seed)
-	results, err := s.kills(ctx, *runs, *seed, *jobs, free, say)
+	results, err := s.kills(ctx, *runs, *seed, *kind, *jobs, free, say)
 	if err != nil {
 		return err
 	}

@@ -112,7 +112,7 @@ func TestKills(t *testing.T) {
 	}
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
-	results, err := s.kills(context.Background(), runs, seed, jobsDefault(), qemu.Place, t.Logf)
+	results, err := s.kills(context.Background(), runs, seed, "", jobsDefault(), qemu.Place, t.Logf)
 	if err != nil {
 		t.Fatal(err)
 	}
