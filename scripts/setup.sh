@@ -8,7 +8,7 @@ export DEBIAN_FRONTEND=noninteractive LC_ALL=C
 PATH=$PATH:/usr/sbin:/sbin
 
 tools='qemu-system-x86 squashfs-tools erofs-utils e2fsprogs dosfstools mtools gdisk fdisk kmod
-	rauc cryptsetup-bin openssl zstd xz-utils lz4 mmdebstrap ca-certificates
+	chromium fonts-dejavu-core rauc cryptsetup-bin openssl zstd xz-utils lz4 mmdebstrap ca-certificates
 	grub-common grub-pc-bin libubootenv-tool dbus-daemon'
 
 mkdir -p build
