@@ -402,9 +402,15 @@ func (s *State) exhaust(i int, p Policy) {
 	if evidence != status.None {
 		e.Reason = evidence
 	}
-	if !e.Good {
-		s.remember(e.Manifest, evidence)
+	if s.wasGood(e.Manifest) {
+		evidence = status.None // counted, never accused
 	}
+	s.remember(e.Manifest, evidence)
+}
+
+// wasGood reports whether a bundle ever said good here, in whichever slot.
+func (s *State) wasGood(m Hash) bool {
+	return slices.ContainsFunc(s.Slots, func(e Entry) bool { return e.Good && e.Manifest == m })
 }
 
 // remember counts a round of a bundle that ran out (rule 13).

@@ -645,11 +645,51 @@ func TestRule14_OnceGoodIsCountedNeverAccused(t *testing.T) {
 	r := newRig(t, available, sealOf("1"), sealOf("2"), entry(b, "2", good), entry(a, "1", good))
 	wantBoot(t, r.boots(8, status.Watchdog), b)
 	wantBoot(t, r.boot(status.Watchdog), a)
-	if len(r.durable.Falls) > 0 {
-		t.Errorf("falls %+v", r.durable.Falls)
+	if f := r.durable.Falls; len(f) != 1 || f[0].Evidence != status.None {
+		t.Errorf("falls %+v", f)
 	}
 	if e := r.entry(b); e.Reason != status.Watchdog || e.Tries != 0 {
 		t.Errorf("%+v", e)
+	}
+}
+
+// The trace: 1 is good in A, which cannot be read to its end in one boot, and is installed in B too, where its tries run
+// out: it was good here all the same.
+func TestRule14_OnceGoodInAnotherSlot(t *testing.T) {
+	r := newRig(t, available, sealOf("1"), sealOf("1"), entry(b, "1", tries(0)), entry(a, "1", good, because(status.VerityError)))
+	r.durable.Slots[0].Ends = 2
+	r.durable.Slots[0].LastEnd = status.Panic
+	r.boot(status.None)
+	if f := r.durable.Falls; len(f) != 1 || f[0].Evidence != status.None {
+		t.Errorf("falls %+v", f)
+	}
+	s, err := Bad(state(entry(b, "1"), entry(a, "1", good)), b, false, r.p)
+	if err != nil || len(s.Falls) > 0 {
+		t.Errorf("told bad: error %v, falls %+v", err, s.Falls)
+	}
+}
+
+// The trace: B was good and fails from one day on; the stick that it came from is still plugged in, and gives it its
+// tries again in the boot that would fall back to A, for ever.
+func TestRule14_OnceGoodDoesNotStarveTheOther(t *testing.T) {
+	r := newRig(t, available, sealOf("1"), sealOf("2"), entry(b, "2", good), entry(a, "1", good))
+	ran := 0
+	for range 100 {
+		s, _ := Begin(r.durable, status.Watchdog, true, r.p)
+		r.commit(s)
+		if s, _, attest := Settle(s, Facts{Seals: map[string]Seal{b: r.medium[b]}}, r.p); len(attest) == 0 {
+			r.commit(s)
+		}
+		if Judge(r.durable, offerOf("2"), false, r.p).Take {
+			r.install("2")
+		}
+		if r.decide(r.durable).Slot == a {
+			ran++
+			r.good(a)
+		}
+	}
+	if ran < 50 {
+		t.Errorf("A ran in %d of 100 boots", ran)
 	}
 }
 

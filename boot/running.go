@@ -86,7 +86,7 @@ func Bad(s State, slot string, force bool, p Policy) (State, error) {
 		return s, ErrOnlyGood
 	}
 	e.Reason, e.Tries = status.ToldBad, 0
-	if !e.Good {
+	if !s.wasGood(e.Manifest) {
 		s.remember(e.Manifest, status.ToldBad)
 	}
 	if s.Wish == slot {
