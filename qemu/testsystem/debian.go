@@ -186,15 +186,14 @@ func debianBase(cache string) (string, error) {
 	return base, os.Rename(part, base)
 }
 
-// aptSources returns the lines of apt's configuration for the suite.
+// aptSources returns the lines of apt's configuration for the suite. apt names its sources only once it has their lists.
 func aptSources() ([]string, error) {
-	list := func(filters ...string) ([]string, error) {
-		args := append([]string{"indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"}, filters...)
-		out, err := exec.Command("apt-get", args...).Output()
+	list := func() (lines []string, err error) {
+		out, err := exec.Command("apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)",
+			"Created-By: Packages", "Origin: Debian").Output()
 		if err != nil {
 			return nil, fmt.Errorf("apt-get indextargets: %w", err)
 		}
-		var lines []string
 		for l := range strings.Lines(string(out)) {
 			if f := strings.Fields(l); len(f) == 3 && f[1] == debianSuite && f[2] == "main" {
 				lines = append(lines, "deb "+strings.Join(f, " "))
@@ -202,13 +201,14 @@ func aptSources() ([]string, error) {
 		}
 		return lines, nil
 	}
-	// Who stands behind a source is only known once its lists were fetched.
-	lines, err := list("Origin: Debian")
+	lines, err := list()
 	if err == nil && len(lines) == 0 {
-		lines, err = list()
+		if err = tool("apt-get", "-qq", "update"); err == nil {
+			lines, err = list()
+		}
 	}
 	if err == nil && len(lines) == 0 {
-		err = fmt.Errorf("%w: apt's sources have no %s", ErrNoDebian, debianSuite)
+		err = fmt.Errorf("%w: apt's sources have no %s of Debian", ErrNoDebian, debianSuite)
 	}
 	return lines, err
 }
