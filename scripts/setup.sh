@@ -8,7 +8,7 @@ export DEBIAN_FRONTEND=noninteractive LC_ALL=C
 PATH=$PATH:/usr/sbin:/sbin
 
 tools='qemu-system-x86 squashfs-tools erofs-utils e2fsprogs dosfstools mtools gdisk fdisk kmod
-	rauc cryptsetup-bin openssl zstd xz-utils lz4 mmdebstrap ca-certificates'
+	rauc dbus-daemon cryptsetup-bin openssl cpio zstd xz-utils lz4 mmdebstrap ca-certificates'
 
 mkdir -p build
 exec 9>build/setup.lock
