@@ -4,22 +4,38 @@ import (
 	"cmp"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"lifeboat/qemu/scene"
 	"lifeboat/slots"
 )
 
+// kind is one kind of content.
+type kind struct {
+	name         string
+	compressible bool
+}
+
+// quick are arguments of mksquashfs for each compressor: lower levels than its own, which only cost time here. All
+// bundles that are compared have the same.
+var quick = map[string]string{"zstd": "zstd -Xcompression-level 6", "gzip": "gzip -Xcompression-level 6", "xz": "xz"}
+
 // installer is one way to bring an image to the target, with its times in seconds.
 type installer struct {
 	name  string
-	ours  bool
-	goal  bool // it has to keep to the goal
-	run   func(t *target) (time.Duration, error)
+	short string // of a peer
+	goal  bool   // it has to keep to the goal
+	run   func(t *target) (spent, error)
 	times sample
+	cpu   sample
 	more  map[string]*sample // parts of it, and more than it
 }
+
+// spent is what an install took: time by the clock, and of processors.
+type spent struct{ wall, cpu time.Duration }
 
 // installs measures on the host how long an image takes from the bundle to the medium: our workers as early boot runs
 // them, with the read-back that the others do not have, against dd of the image as it is, `rauc install` of a plain
@@ -39,17 +55,14 @@ func installs(b *bench) error {
 	if err != nil {
 		return err
 	}
-	defer rauc.close()
-	for _, kind := range []struct {
-		name         string
-		compressible bool
-	}{{"compressible", true}, {"incompressible", false}} {
+	b.atEnd(rauc.close)
+	for _, kind := range []kind{{"compressible", true}, {"incompressible", false}} {
 		b.say("making bundles of %d MiB, %s", b.size, kind.name)
 		image := s.Path(kind.name + ".img")
 		if err := writeImage(image, b.size<<20, kind.compressible); err != nil {
 			return err
 		}
-		all, err := b.installers(s, t, rauc, image, kind.name)
+		all, err := b.installers(s, t, rauc, image, kind)
 		if err != nil {
 			return err
 		}
@@ -71,23 +84,24 @@ func installs(b *bench) error {
 }
 
 // installers makes what they install; dd is the first.
-func (b *bench) installers(s *scene.Scene, t *target, rauc *rauc, image, kind string) ([]*installer, error) {
-	all := []*installer{{name: "dd bs=1M conv=fsync of the image", run: func(t *target) (time.Duration, error) {
-		return stopwatch(func() error {
-			return command(b.dir, "dd", "if="+image, "of="+t.path, "bs=1M", "conv=fsync,notrunc", "status=none")
-		})
+func (b *bench) installers(s *scene.Scene, t *target, rauc *rauc, image string, kind kind) ([]*installer, error) {
+	all := []*installer{{name: "dd bs=1M conv=fsync of the image", run: func(t *target) (spent, error) {
+		return spentBy(exec.Command("dd", "if="+image, "of="+t.path, "bs=1M", "conv=fsync,notrunc", "status=none"))
 	}}}
-	compressions := []string{"zstd"}
+	compressions := []string{"zstd", "gzip", "xz"}
+	if !kind.compressible {
+		compressions = compressions[:1] // mksquashfs stores what does not shrink: they would all be the same
+	}
 	for _, compression := range compressions {
-		stick, err := b.stick(s, image, kind+"."+compression, compression)
+		stick, err := b.stick(s, image, kind.name+"."+compression, quick[compression])
 		if err != nil {
 			return nil, err
 		}
-		c := &installer{name: "lifeboat, " + compression, ours: true, goal: compression == "zstd", more: map[string]*sample{}}
-		c.run = func(t *target) (time.Duration, error) {
+		c := &installer{name: "lifeboat, " + compression, goal: compression == "zstd", more: map[string]*sample{}}
+		c.run = func(t *target) (spent, error) {
 			u, err := updateFrom(b.root, stick, s.Key("release.keyring.pem"), t)
 			if err != nil {
-				return 0, err
+				return spent{}, err
 			}
 			for name, d := range u.spent {
 				if c.more[name] == nil {
@@ -95,24 +109,24 @@ func (b *bench) installers(s *scene.Scene, t *target, rauc *rauc, image, kind st
 				}
 				c.more[name].add(d)
 			}
-			return u.install, nil
+			return spent{u.install, u.cpu["install"] + u.cpu["attest"]}, nil
 		}
 		all = append(all, c)
 	}
-	plain, err := s.Bundle(kind+".plain.raucb", image, scene.BundleOptions{Version: "1", Format: "plain", Rauc: true})
+	plain, err := s.Bundle(kind.name+".plain.raucb", image, scene.BundleOptions{Version: "1", Format: "plain", Rauc: true, Compression: quick["zstd"]})
 	if err != nil {
 		return nil, err
 	}
-	all = append(all, &installer{name: "rauc install, plain bundle", run: func(*target) (time.Duration, error) {
-		return stopwatch(func() error { return rauc.install(plain) })
+	all = append(all, &installer{name: "rauc install, plain bundle", short: "rauc", run: func(*target) (spent, error) {
+		return rauc.install(plain)
 	}})
 	for _, compressed := range []string{"", "zstd"} {
-		file, err := b.swu(s, t, image, kind, compressed)
+		file, err := b.swu(s, t, image, kind.name, compressed)
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, &installer{name: "swupdate, streamed, " + cmp.Or(compressed, "not compressed"), run: func(*target) (time.Duration, error) {
-			return stopwatch(func() error { return b.swupdate(s, file) })
+		all = append(all, &installer{name: "swupdate, streamed, " + cmp.Or(compressed, "not compressed"), short: strings.TrimSpace("swupdate " + compressed), run: func(*target) (spent, error) {
+			return b.swupdate(s, file)
 		}})
 	}
 	return all, nil
@@ -125,7 +139,7 @@ func (b *bench) installOnce(t *target, c *installer, image string) error {
 	if err := t.forget(); err != nil {
 		return err
 	}
-	d, err := c.run(t)
+	used, err := c.run(t)
 	if err != nil {
 		return err
 	}
@@ -134,7 +148,8 @@ func (b *bench) installOnce(t *target, c *installer, image string) error {
 	if err != nil {
 		return err
 	}
-	c.times.add(d + more)
+	c.times.add(used.wall + more)
+	c.cpu.add(used.cpu)
 	return t.same(image)
 }
 
@@ -143,27 +158,39 @@ func (b *bench) installRows(kind string, all []*installer) {
 	for _, c := range all {
 		ratio, goals := "", []*goal{}
 		if c != all[0] {
-			ratio = fmt.Sprintf("%.2f x dd", c.times.ratio(dd))
+			ratio = c.times.versus(dd, "dd")
 		}
 		if c.goal {
 			goals = append(goals, &goal{c.times.ratio(dd), 1.5, "1.5 x dd"})
 			for _, peer := range all {
-				if peer != all[0] && !peer.ours {
-					r := c.times.ratio(peer.times)
-					ratio += fmt.Sprintf(", %.2f x %.13s", r, peer.name)
-					goals = append(goals, &goal{r, 1, "faster"})
+				if peer.short != "" {
+					ratio += ", " + c.times.versus(peer.times, peer.short)
+					goals = append(goals, &goal{c.times.ratio(peer.times), 1, "faster than " + peer.short})
 				}
 			}
 		}
 		b.seconds("install", kind+": "+c.name, c.times, ratio, goals...)
+		b.rows[len(b.rows)-1].cpu = fmt.Sprintf("%.2f s", c.cpu.median())
 		if c.goal {
 			for _, name := range []string{"worker install", "flush", "worker attest", "whole update"} {
 				if m := c.more[name]; m != nil {
-					b.seconds("install", "  "+name, *m, fmt.Sprintf("%.2f x dd", m.ratio(dd)))
+					b.seconds("install", "  "+name, *m, m.versus(dd, "dd"))
 				}
 			}
 		}
 	}
+}
+
+// spentBy runs a command; what its children took counts as its own.
+func spentBy(cmd *exec.Cmd) (spent, error) {
+	begin := time.Now()
+	text, err := cmd.CombinedOutput()
+	s := spent{wall: time.Since(begin)}
+	if err != nil {
+		return s, fmt.Errorf("%s: %w\n%s", filepath.Base(cmd.Path), err, text)
+	}
+	s.cpu = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
+	return s, nil
 }
 
 func stopwatch(do func() error) (time.Duration, error) {

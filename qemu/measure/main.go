@@ -13,7 +13,9 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -23,7 +25,7 @@ import (
 func main() {
 	var o options
 	flag.StringVar(&o.part, "part", "", "boot, install or memory; all where empty")
-	flag.IntVar(&o.repeat, "repeat", 7, "how often each thing is measured")
+	flag.IntVar(&o.repeat, "repeat", 5, "how often each thing is measured")
 	flag.Int64Var(&o.size, "size", 256, "MiB of the images that are installed")
 	flag.StringVar(&o.keep, "keep", "", "folder for logs of the virtual device")
 	peaksOnly := flag.Bool("peaks", false, "for memory: STICK KEYRING TARGET; update the target and print the peaks of the workers")
@@ -70,15 +72,16 @@ func run(o options) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	b := &bench{options: o, root: root, dir: dir}
+	b.atEnd(func() { os.RemoveAll(dir) })
+	defer b.end()
 	interrupted := make(chan os.Signal, 1)
 	signal.Notify(interrupted, unix.SIGINT, unix.SIGTERM)
 	go func() {
 		<-interrupted
-		os.RemoveAll(dir)
+		b.end()
 		os.Exit(1)
 	}()
-	b := &bench{options: o, root: root, dir: dir}
 	known := false
 	for _, p := range parts {
 		if o.part != "" && o.part != p.name {
@@ -103,6 +106,25 @@ type bench struct {
 	root string // of the source tree
 	dir  string // for everything that is made, removed at the end
 	rows []row
+
+	mu   sync.Mutex
+	last []func() // what has to be done at the end, the last first
+}
+
+// atEnd keeps what has to be done however the run ends.
+func (b *bench) atEnd(do func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.last = append(b.last, do)
+}
+
+func (b *bench) end() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, do := range slices.Backward(b.last) {
+		do()
+	}
+	b.last = nil
 }
 
 // say tells whoever waits what is going on.

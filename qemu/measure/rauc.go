@@ -6,9 +6,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"lifeboat/qemu/scene"
 )
@@ -20,6 +23,8 @@ type rauc struct {
 	env  []string
 	serv *exec.Cmd
 	log  string
+
+	mount string // where rauc has a bundle while it installs it
 }
 
 const raucConfig = `[system]
@@ -50,7 +55,7 @@ func (b *bench) startRauc(s *scene.Scene, t *target) (_ *rauc, err error) {
 	if err := os.MkdirAll(mounts, 0o755); err != nil {
 		return nil, err
 	}
-	r := &rauc{conf: filepath.Join(dir, "system.conf"), log: filepath.Join(dir, "log")}
+	r := &rauc{conf: filepath.Join(dir, "system.conf"), log: filepath.Join(dir, "log"), mount: filepath.Join(mounts, "bundle")}
 	conf := fmt.Sprintf(raucConfig, scene.Compatible, mounts, filepath.Join(dir, "status"), s.Key("release.keyring.pem"), t.path)
 	if err := os.WriteFile(r.conf, []byte(conf), 0o644); err != nil {
 		return nil, err
@@ -99,13 +104,29 @@ func (b *bench) startRauc(s *scene.Scene, t *target) (_ *rauc, err error) {
 }
 
 // install is what is measured.
-func (r *rauc) install(bundle string) error {
+func (r *rauc) install(bundle string) (spent, error) {
 	cmd := exec.Command("rauc", "install", bundle)
 	cmd.Env = r.env
-	if text, err := cmd.CombinedOutput(); err != nil {
-		return r.explain("rauc install", err, text)
+	before := r.cpu()
+	s, err := spentBy(cmd)
+	if err != nil {
+		return s, r.explain("rauc install", err, nil)
 	}
-	return nil
+	s.cpu += r.cpu() - before
+	return s, nil
+}
+
+// cpu is what the service, which does the work, has taken so far.
+func (r *rauc) cpu() (d time.Duration) {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", r.serv.Process.Pid))
+	_, rest, _ := strings.Cut(string(text), ") ")
+	fields := strings.Fields(rest)
+	const utime, cstime, perSecond = 11, 14, 100 // proc(5) counts from 1 and before the name; USER_HZ
+	for i := utime; i <= cstime && i < len(fields); i++ {
+		n, _ := strconv.Atoi(fields[i])
+		d += time.Duration(n) * time.Second / perSecond
+	}
+	return d
 }
 
 func (r *rauc) explain(doing string, err error, text []byte) error {
@@ -120,4 +141,5 @@ func (r *rauc) close() {
 			_ = cmd.Wait()
 		}
 	}
+	_ = unix.Unmount(r.mount, unix.MNT_DETACH) // of an install that was interrupted
 }

@@ -42,7 +42,7 @@ func (b *bench) swu(s *scene.Scene, t *target, image, kind, compressed string) (
 		err = os.Link(image, payload)
 	} else {
 		line = fmt.Sprintf("compressed = \"%s\";\n\t\t\t", compressed)
-		err = command(dir, "zstd", "-q", "-15", "-T0", image, "-o", payload)
+		err = command(dir, "zstd", "-q", "-6", "-T0", image, "-o", payload)
 	}
 	if err != nil {
 		return "", err
@@ -80,17 +80,14 @@ func fileSum(file string) ([]byte, error) {
 }
 
 // swupdate is what is measured: the program that `make setup` unpacked.
-func (b *bench) swupdate(s *scene.Scene, file string) error {
+func (b *bench) swupdate(s *scene.Scene, file string) (spent, error) {
 	peers := filepath.Join(b.root, "build/peers")
 	libs, err := filepath.Glob(filepath.Join(peers, "usr/lib/*-linux-gnu"))
 	if err != nil {
-		return err
+		return spent{}, err
 	}
 	cmd := exec.Command(filepath.Join(peers, "usr/bin/swupdate"), "-M", "-m", "-H", "bench:1", "--cert-purpose", "codeSigning",
 		"-k", s.Key("release.keyring.pem"), "-i", file)
 	cmd.Env = append(os.Environ(), "LD_LIBRARY_PATH="+strings.Join(libs, ":"), "TMPDIR="+b.dir)
-	if text, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("swupdate: %w\n%s", err, text)
-	}
-	return nil
+	return spentBy(cmd)
 }

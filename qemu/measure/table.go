@@ -31,11 +31,20 @@ func (s sample) ratio(to sample) float64 {
 	return r.median()
 }
 
+// lowest is the least that it ever took. Whatever else runs on the machine only adds to it.
+func (s sample) lowest() float64 { return slices.Min(s) }
+
+// versus says both ratios, that of the lowest figures in brackets.
+func (s sample) versus(to sample, name string) string {
+	return fmt.Sprintf("%.2f (%.2f) x %s", s.ratio(to), s.lowest()/to.lowest(), name)
+}
+
 // row is one line of the table.
 type row struct {
 	part, what string
 	value      string // median with its unit
 	spread     string // lowest and highest
+	cpu        string // median of processor time, where it is known
 	ratio      string // to whom
 	goal       string
 }
@@ -72,9 +81,9 @@ func (b *bench) seconds(part, what string, s sample, ratio string, goals ...*goa
 
 func (b *bench) print(w io.Writer) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "part\twhat\tmedian\tlowest to highest\tratio\tgoal")
+	fmt.Fprintln(t, "part\twhat\tmedian\tlowest to highest\tCPU\tratio (of the lowest)\tgoal")
 	for _, r := range b.rows {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", r.part, r.what, r.value, r.spread, r.ratio, r.goal)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.part, r.what, r.value, r.spread, r.cpu, r.ratio, r.goal)
 	}
 	t.Flush()
 }

@@ -33,6 +33,7 @@ type updater struct {
 	began   time.Time                // when the target was wiped
 	install time.Duration            // from then until the seal was durable
 	spent   map[string]time.Duration // by step
+	cpu     map[string]time.Duration // of each role's workers
 	peak    map[string]int64         // KiB of each worker, and never less than this process's own
 	said    []string
 }
@@ -49,7 +50,7 @@ func (b *bench) stick(s *scene.Scene, image, name, compression string) (string, 
 
 // updateFrom runs one boot's update of the target from a stick.
 func updateFrom(root, stick, keyringFile string, t *target) (*updater, error) {
-	u := &updater{root: root, t: t, source: stick, spent: map[string]time.Duration{}, peak: map[string]int64{}}
+	u := &updater{root: root, t: t, source: stick, spent: map[string]time.Duration{}, cpu: map[string]time.Duration{}, peak: map[string]int64{}}
 	keyring, err := os.ReadFile(keyringFile)
 	if err != nil {
 		return nil, err
@@ -147,6 +148,7 @@ func (u *updater) Run(ctx context.Context, role string, input []byte, src update
 	}
 	return u.step("worker "+role, func() error {
 		usage, err := confine.Run(ctx, spec, frame)
+		u.cpu[role] += usage.CPU
 		u.peak[role] = max(u.peak[role], usage.MaxRSSKiB)
 		return err
 	})

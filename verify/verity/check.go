@@ -7,12 +7,17 @@ import (
 	"io"
 )
 
+// depth is how many batches of data Check has in memory: one is hashed while
+// the next two are read, so that the medium is never without a request.
+const depth = 3
+
 // Check reads dataBlocks blocks from r from start to end, computes their hash
 // tree, and compares it with the tree that stands at byte hashStart of r and
 // with root. Only if all three agree it returns nil; where they do not, the
-// error wraps [ErrCorrupt]. Reading and hashing overlap; about 2 MiB of memory
-// are used. progress, if not nil, is told after each batch how many bytes of
-// data are done; it is called from the goroutine of the caller.
+// error wraps [ErrCorrupt]. Hashing overlaps with two reads ahead, which r has
+// to bear at once; about 3 MiB of memory are used. progress, if not nil, is
+// told after each batch how many bytes of data are done; it is called from the
+// goroutine of the caller.
 func Check(ctx context.Context, r io.ReaderAt, dataBlocks, hashStart int64, salt []byte, root Hash, progress func(done int64)) error {
 	if err := checkGeometry(dataBlocks, hashStart, salt); err != nil {
 		return err
@@ -25,13 +30,13 @@ func Check(ctx context.Context, r io.ReaderAt, dataBlocks, hashStart int64, salt
 		data []byte
 		err  error
 	}
-	free := make(chan []byte, 2)
-	read := make(chan piece, 1)
+	free := make(chan []byte, depth)
+	pieces := make(chan chan piece, depth) // in the order of the data, each to be read yet
 	for range cap(free) {
 		free <- make([]byte, min(batch, dataBlocks)*BlockSize)
 	}
 	go func() {
-		defer close(read)
+		defer close(pieces)
 		size := dataBlocks * BlockSize
 		for off := int64(0); off < size; {
 			var buf []byte
@@ -41,32 +46,31 @@ func Check(ctx context.Context, r io.ReaderAt, dataBlocks, hashStart int64, salt
 				return
 			}
 			buf = buf[:min(int64(cap(buf)), size-off)]
-			_, err := readFull(r, buf, off)
-			if err != nil {
-				err = fmt.Errorf("read data at byte %d: %w", off, err)
-			}
-			select {
-			case read <- piece{buf, err}:
-			case <-ctx.Done():
-				return
-			}
-			if err != nil {
-				return
-			}
+			at, got := off, make(chan piece, 1)
+			go func() {
+				_, err := readFull(r, buf, at)
+				if err != nil {
+					err = fmt.Errorf("read data at byte %d: %w", at, err)
+				}
+				got <- piece{buf, err}
+			}()
+			pieces <- got // has room: there are no more pieces than buffers
 			off += int64(len(buf))
 		}
 	}()
-	// The reader has ended, and touches r no more, when Check returns.
+	// All reads have ended, and r is touched no more, when Check returns.
 	defer func() {
 		cancel()
-		for range read {
+		for got := range pieces {
+			<-got
 		}
 	}()
 
 	l := newLayout(dataBlocks)
 	b := NewBuilder(&comparer{r: r, hashStart: hashStart, layout: l, dataBlocks: dataBlocks}, hashStart, dataBlocks, salt)
 	var done int64
-	for p := range read {
+	for got := range pieces {
+		p := <-got
 		if p.err != nil {
 			return p.err
 		}
