@@ -4,15 +4,12 @@ TESTFLAGS ?=
 PKG       ?= ./...
 FUZZTIME  ?= 10s
 BENCHTIME ?= 1s
-<<<<<<< HEAD
 IMAGES    ?= 10000
 COLD      ?= 500
 SHARD     ?= 1/1
 KILLS     ?= 100
 EVERY     ?= 1
-=======
 REPEAT    ?= 5
->>>>>>> bench
 
 GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags='-s -w'
 # /init without inlined functions is 0.3 MB smaller (0.2 MB of it compressed); the decompressors keep theirs.
@@ -36,7 +33,7 @@ build-amd64 build-arm64: build-%:
 	GOARCH=$* $(GOBUILD) -o $(OUT)/ ./cmd/bootcount ./cmd/lifeboat
 
 test: setup build ## all tests (PKG=./qemu/... TESTFLAGS=-v for some)
-	$(GO) test -timeout 25m $(TESTFLAGS) $(PKG)
+	$(GO) test -timeout 40m $(TESTFLAGS) $(PKG)
 
 lint: ## gofumpt, go vet (amd64, arm64), staticcheck, govulncheck
 	@files=$$($(GO) tool gofumpt -l $$(git ls-files '*.go')); [ -z "$$files" ] || { echo "gofumpt -w $$files"; exit 1; }

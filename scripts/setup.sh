@@ -8,12 +8,8 @@ export DEBIAN_FRONTEND=noninteractive LC_ALL=C
 PATH=$PATH:/usr/sbin:/sbin
 
 tools='qemu-system-x86 squashfs-tools erofs-utils e2fsprogs dosfstools mtools gdisk fdisk kmod
-<<<<<<< HEAD
-	chromium fonts-dejavu-core rauc cryptsetup-bin openssl zstd xz-utils lz4 mmdebstrap ca-certificates
+	chromium fonts-dejavu-core rauc cryptsetup-bin openssl cpio zstd xz-utils lz4 mmdebstrap ca-certificates
 	grub-common grub-pc-bin libubootenv-tool dbus-daemon'
-=======
-	rauc dbus-daemon cryptsetup-bin openssl cpio zstd xz-utils lz4 mmdebstrap ca-certificates'
->>>>>>> bench
 
 mkdir -p build
 exec 9>build/setup.lock
