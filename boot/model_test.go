@@ -60,6 +60,7 @@ type world struct {
 	Policy
 	sick   uint8 // bundle that never says good
 	memory bool  // what is held against bundles and sticks is explored too
+	grown  bool  // it starts with version 1 and 2 in two slots, both good; else with version 1 as the factory left it
 	faults int   // limit on a path
 	most   int   // states, 0: no limit
 	machine
@@ -72,11 +73,14 @@ func (w *world) String() string {
 	if w.Secure {
 		policy = "secure"
 	}
-	memory := ""
+	more := ""
 	if w.memory {
-		memory = "/memory"
+		more += "/memory"
 	}
-	return fmt.Sprintf("%s/slots=%d/attempts=%d/faults=%d%s", policy, len(w.Slots), w.Attempts, w.faults, memory)
+	if w.grown {
+		more += "/grown"
+	}
+	return fmt.Sprintf("%s/slots=%d/attempts=%d/faults=%d%s", policy, len(w.Slots), w.Attempts, w.faults, more)
 }
 
 func newWorld(slots int, attempts uint8, secure bool, sick uint8) *world {
@@ -94,21 +98,27 @@ func worlds() (ws []*world) {
 			attempts uint8
 			faults   int
 			memory   bool
+			grown    bool
 			most     int
 		}{
-			{2, 1, 0, false, 0},
-			{2, 2, 0, false, 25_000},
-			{2, 3, 0, false, 25_000},
-			{3, 1, 0, false, 15_000},
-			{3, 2, 0, false, 15_000},
-			{3, 3, 0, false, 15_000},
-			{2, 1, 1, false, 12_000},
-			{3, 2, 1, false, 6_000},
-			{2, 1, 0, true, 25_000},
-			{2, 2, 1, true, 8_000},
+			{2, 1, 0, false, false, 0},
+			{2, 2, 0, false, false, 25_000},
+			{2, 3, 0, false, false, 25_000},
+			{3, 1, 0, false, false, 15_000},
+			{3, 2, 0, false, false, 15_000},
+			{3, 3, 0, false, false, 15_000},
+			{2, 1, 1, false, false, 8_000},
+			{2, 1, 1, false, true, 6_000},
+			{3, 2, 1, false, false, 4_000},
+			{2, 1, 0, true, false, 25_000},
+			{2, 2, 1, true, false, 6_000},
+			{2, 2, 2, false, true, 3_000},
 		} {
 			w := newWorld(limit.slots, limit.attempts, secure, 2)
 			w.faults, w.memory, w.most = limit.faults, limit.memory, limit.most
+			if limit.grown {
+				w.grown, w.sick = true, 3
+			}
 			if full() {
 				w.most = 0
 			}
@@ -1134,9 +1144,18 @@ func (g *graph) String() string {
 func (w *world) explore() *graph {
 	start := time.Now()
 	g := &graph{world: w, index: map[key]int32{}}
-	n := node{record: Factory(map[string]Seal{a: seals3[1]}, w.Policy), medium: [3]found{{status: SealValid, bundle: 1}, {status: SealMissing}, {status: SealMissing}}}
+	n := node{record: Factory(map[string]Seal{a: seals3[1]}, w.Policy), medium: [3]found{{status: SealValid, bundle: 1}}}
+	for i := range w.Slots[1:] {
+		n.medium[1+i].status = SealMissing
+	}
+	if w.grown {
+		n.medium[1] = found{status: SealValid, bundle: 2}
+		n.record = state(entry(b, "2", good), entry(a, "1", good))
+		n.record.arrange(w.Policy)
+		n.record.Slots[0].Tries, n.record.Slots[1].Tries = w.ConfirmedAttempts, w.ConfirmedAttempts
+		n.record.Floors = Floors{Version: "1", Epoch: 1}
+	}
 	n.record.Boot = modelBoot
-	clear(n.medium[len(w.Slots):])
 	g.add(&n, -1, 0, 0)
 	for d := 0; d < len(g.queues); d++ {
 		for i := 0; i < len(g.queues[d]); i++ {
@@ -1325,7 +1344,8 @@ func (g *graph) path(at int32) (way []int32) {
 func (g *graph) story() string {
 	var out strings.Builder
 	way := g.path(g.broken.node)
-	fmt.Fprintf(&out, "%s, after %d steps:\n  0  the factory fills %s with version 1\n", g.world, len(way), a)
+	first := g.node(g.keys[0])
+	fmt.Fprintf(&out, "%s, after %d steps:\n  0  %s\n", g.world, len(way), g.show(&first))
 	for i, at := range way[1:] {
 		g.tell(&out, i+1, way[i], at)
 	}

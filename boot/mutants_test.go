@@ -14,7 +14,10 @@ func TestModelMutants(t *testing.T) {
 		t.Run(m.name, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(2, 1, m.secure, 2)
-			w.faults, w.memory, w.most = m.faults, m.memory, 30000
+			w.faults, w.memory, w.most = m.faults, m.memory, 30_000
+			if m.grown {
+				w.grown, w.sick = true, 3
+			}
 			m.change(&w.machine)
 			g := w.explore()
 			if g.broken == nil {
@@ -29,6 +32,7 @@ type mutant struct {
 	name   string
 	secure bool
 	memory bool
+	grown  bool
 	faults int
 	change func(*machine)
 }
@@ -67,11 +71,12 @@ func settling(m *machine, change func(s *State, f *Facts, p Policy)) {
 	}
 }
 
-// believed takes every slot for right that was not read whole.
-func believed(f *Facts) {
+// believed takes every slot for right that was not read whole, but one that bears the offered bundle.
+func believed(f *Facts, p Policy, offered Hash) {
 	all := map[string]Seal{}
-	for slot, seal := range f.Seals {
-		if seal.Whole == WholeUnread {
+	for _, slot := range p.Slots {
+		seal := f.Seals[slot]
+		if seal.Whole == WholeUnread && (seal.Manifest != offered || offered == Hash{}) {
 			seal.Whole = WholeRight
 		}
 		all[slot] = seal
@@ -140,14 +145,14 @@ var mutants = []mutant{
 	{name: "the running slot is a target", change: func(m *machine) {
 		m.Target = func(s State, f Facts, o Offer, _ string, p Policy) TargetChoice { return Target(s, f, o, "", p) }
 	}},
-	{name: "the slot that stays is not read before a good one is overwritten", faults: 1, change: func(m *machine) {
+	{name: "the slot that stays is not read before a good one is overwritten", grown: true, faults: 1, change: func(m *machine) {
 		m.Target = func(s State, f Facts, o Offer, running string, p Policy) TargetChoice {
-			believed(&f)
+			believed(&f, p, o.Manifest)
 			return Target(s, f, o, running, p)
 		}
 	}},
 	{name: "a bundle is accused without its slot being read", faults: 1, change: func(m *machine) {
-		settling(m, func(_ *State, f *Facts, _ Policy) { believed(f) })
+		settling(m, func(_ *State, f *Facts, p Policy) { believed(f, p, Hash{}) })
 	}},
 	{name: "a refused install stays noted", change: func(m *machine) {
 		m.Refuse = func(s State, o Offer, wiped, seen bool, code int, p Policy) State {
