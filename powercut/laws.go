@@ -42,6 +42,7 @@ type Watch struct {
 	d    *Device
 	rec  *crash.Recorder
 	mem  Memory
+	now  boot.State // as it was seen last, answered or not
 	errs []error
 
 	// Collateral is set where a cut may spoil neighbours of what was being written, as the image beside a seal; Decayed
@@ -50,13 +51,16 @@ type Watch struct {
 	Collateral, Decayed, Loose bool
 }
 
-// Over begins to watch what is done to a disk. mem is what is known from before, nil if nothing is.
+// Over begins to watch what is done to a disk. mem is what is known from before; nil: what
+// the disk says.
 func (d *Device) Over(rec *crash.Recorder, mem *Memory) *Watch {
 	w := &Watch{d: d, rec: rec}
-	if mem != nil {
-		w.mem = *mem
-		rec.Mark(mem)
+	if mem == nil {
+		mem = &Memory{}
+		mem.State, _ = d.State(rec.Peek())
 	}
+	w.mem, w.now = *mem, mem.State
+	rec.Mark(mem)
 	return w
 }
 
@@ -76,8 +80,8 @@ func (w *Watch) WriteAt(p []byte, off int64) (int, error) {
 	switch slot, ok := w.d.allowed(off, int64(len(p))); {
 	case !ok:
 		w.broken(I8, "%d bytes at %d", len(p), off)
-	case slot != "" && w.mem.State.Install.Target != slot && !w.Loose:
-		w.broken(I3, "%d bytes at %d in %s; the noted target is %q", len(p), off, slot, w.mem.State.Install.Target)
+	case slot != "" && w.now.Install.Target != slot && !w.Loose:
+		w.broken(I3, "%d bytes at %d in %s; the noted target is %q", len(p), off, slot, w.now.Install.Target)
 	}
 	return w.rec.WriteAt(p, off)
 }
@@ -99,7 +103,15 @@ func (w *Watch) mark(event string) {
 
 // committed is told about every commit that was answered.
 func (w *Watch) committed(s boot.State) {
-	old := w.mem.State
+	w.learn(s)
+	w.mem.State = s
+	w.mark(fmt.Sprintf("record %d", s.Sequence))
+}
+
+// learn takes a record for known and judges what changed. It may not be durable yet: after a reset, without a cut, a
+// disk still shows what it only has in its cache.
+func (w *Watch) learn(s boot.State) {
+	old := w.now
 	if f, g := s.Floors, old.Floors; version.Compare(f.Version, g.Version) < 0 || f.Epoch < g.Epoch || f.Time < g.Time || s.Boot < old.Boot {
 		w.broken(I5, "floors %+v boot %d after %+v boot %d", f, s.Boot, g, old.Boot)
 	}
@@ -118,11 +130,10 @@ func (w *Watch) committed(s boot.State) {
 			}
 		}
 	}
-	w.mem.State, w.mem.Trials = s, trials
+	w.now, w.mem.Trials = s, trials
 	if t := s.Install.Target; t != "" && old.Install != s.Install {
 		w.guard(s, t)
 	}
-	w.mark(fmt.Sprintf("record %d", s.Sequence))
 }
 
 // guard asserts that a target may be overwritten.
@@ -175,17 +186,18 @@ func (w *Watch) found() {
 	s, err := w.d.State(w.rec.Peek())
 	a := w.mem.State
 	switch {
-	case w.Loose || a.Sequence == 0:
-		w.mem.State = s
-		return
+	case w.Loose:
+		w.mem.State, w.now = s, s
+	case a.Sequence == 0:
+		w.now = s
 	case err != nil:
 		w.broken(I9, "after record %d was answered: %v", a.Sequence, err)
-	case s.Sequence < a.Sequence || s.Sequence > a.Sequence+2:
+	case s.Sequence < a.Sequence:
 		w.broken(I5, "record %d was found after %d was answered", s.Sequence, a.Sequence)
 	case s.Sequence == a.Sequence && !same(s, a):
 		w.broken(I5, "record %d is not what was answered", s.Sequence)
-	case s.Sequence > a.Sequence:
-		w.committed(s)
+	case s.Sequence > w.now.Sequence:
+		w.learn(s)
 	}
 }
 
@@ -197,14 +209,14 @@ func same(a, b boot.State) bool {
 
 // outside is told that bytes from outside are about to be read: the record says so, in case they end the boot.
 func (w *Watch) outside() {
-	if w.mem.State.Mark == boot.MarkNone && !w.Loose {
+	if w.now.Mark == boot.MarkNone && !w.Loose {
 		w.broken(I9, "a stick is read, and the record does not say so")
 	}
 }
 
 // starts is told that a slot is about to be opened: from now on its system may have run.
 func (w *Watch) starts(slot string) {
-	s := w.mem.State
+	s := w.now
 	m, ok := w.d.sealed(w.rec.Peek(), slot)
 	e := s.Entry(slot)
 	if !ok || e.Good && e.Manifest == m {
@@ -230,7 +242,7 @@ func (w *Watch) ran(b *Boot) (next status.Reason, well bool) {
 		w.broken(I1, "%s was started, version %s", b.Slot, b.Started.Facts.Version)
 		return status.None, false
 	}
-	if s := w.mem.State; !s.Admits(boot.Seal{Version: sys.Version, Epoch: sys.Epoch}, w.d.policy) {
+	if s := w.now; !s.Admits(boot.Seal{Version: sys.Version, Epoch: sys.Epoch}, w.d.policy) {
 		w.broken(I2, "version %s epoch %d was started, floors %+v", sys.Version, sys.Epoch, s.Floors)
 	}
 	w.mark("version " + sys.Version + " runs")
@@ -289,7 +301,7 @@ func (w *Watch) Settle(want Want) (boots int) {
 		case b.Rescue && want.Rescue:
 			return boots
 		case b.Rescue:
-			w.broken(I10, "the device is in rescue: %s; %q", names(w.mem.State), b.Lines)
+			w.broken(I10, "the device is in rescue: %s; %q", names(w.now), b.Lines)
 			return boots
 		case well:
 			last, ran = b.Started.Facts.Version, true
@@ -299,9 +311,9 @@ func (w *Watch) Settle(want Want) (boots int) {
 		}
 	}
 	if !ran {
-		w.broken(I6, "no confirmed system after %d boots: %s", boots-1, names(w.mem.State))
+		w.broken(I6, "no confirmed system after %d boots: %s", boots-1, names(w.now))
 	} else {
-		w.broken(I7, "version %s runs after %d boots instead of %s: %s", last, boots-1, want.Version, names(w.mem.State))
+		w.broken(I7, "version %s runs after %d boots instead of %s: %s", last, boots-1, want.Version, names(w.now))
 	}
 	return boots
 }

@@ -21,6 +21,7 @@ type Store struct {
 	newest boot.State
 	copy   int // 0: first, 1: last
 	loaded bool
+	sure   bool // what was loaded is durable
 }
 
 // New returns the Store on dev. It reads nothing.
@@ -93,6 +94,14 @@ func (s *Store) Commit(st boot.State) (boot.State, error) {
 		case err == nil && now.Sequence > s.newest.Sequence:
 			return st, fmt.Errorf("the boot state was changed by somebody else (sequence %d, expected %d)", now.Sequence, st.Sequence)
 		}
+	}
+	if !s.sure {
+		// After a reset the disk may show what it only has in its cache: the record that was loaded, or a seal that the
+		// next one is to vouch for. It has to last before the other copy is written over.
+		if err := s.dev.Flush(); err != nil {
+			return st, fmt.Errorf("flush before the state record: %w", err)
+		}
+		s.sure = true
 	}
 	times := 1
 	if boot.Stricter(s.newest, st) {

@@ -69,9 +69,44 @@ func TestCommitIsAtomic(t *testing.T) {
 			return nil
 		},
 	})
-	if res.Writes != 6 || res.Flushes != 6 {
+	if res.Writes != 6 || res.Flushes != 7 {
 		t.Errorf("six commits are %d writes and %d flushes", res.Writes, res.Flushes)
 	}
+}
+
+// A commit is ended by a reset before its flush. The disk still shows it, and only has it in its cache: the next commit
+// must not write over the copy that is durable before it has made sure.
+func TestCommitAfterReset(t *testing.T) {
+	crash.Crash(t, crash.Test{
+		Name: "commit, reset, commit", Start: first(t),
+		Update: func(r *crash.Recorder) error {
+			s, st, err := open(t, r)
+			if err != nil {
+				return err
+			}
+			r.Fault = func(k crash.Kind, n int, _, _ int64) error {
+				if k == crash.Flush && n > 0 {
+					return crash.ErrInjected
+				}
+				return nil
+			}
+			st.Boot++
+			if _, err := s.Commit(st); !errors.Is(err, crash.ErrInjected) {
+				return fmt.Errorf("the reset: %w", err)
+			}
+			r.Fault = nil
+			if s, st, err = open(t, r); err != nil {
+				return err
+			}
+			st.Boot++
+			_, err = s.Commit(st)
+			return err
+		},
+		Check: func(c crash.State) error {
+			_, _, err := open(t, c.Image)
+			return err
+		},
+	})
 }
 
 // What forbids something is in both copies before Commit returns (rule 3).

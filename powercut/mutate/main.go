@@ -133,8 +133,9 @@ func (m mutant) try(root, temp string) (v verdict, err error) {
 	return v, nil
 }
 
-var complaint = regexp.MustCompile(`(?m)^\s+\w+_test\.go:\d+: (.*(?:I\d+:|rule|want|lost|%).*)$`)
+var complaint = regexp.MustCompile(`(?m)^\s+(?:\w+_test\.go:\d+: )?(.*(?:I\d+|R\d+)\b.*)$`)
 
+// firstComplaint is the first line that names a law or a rule, or else the first of the test's.
 func firstComplaint(text string) string {
 	if m := complaint.FindStringSubmatch(text); m != nil {
 		return m[1]

@@ -11,7 +11,7 @@ type change struct{ old, new string }
 
 // nets are asked in this order.
 var nets = []struct{ name, pkg, run string }{
-	{"crash simulator", "./powercut", "^(TestLostWrite|TestNewestLost|TestCollateral|TestFaults|TestFiftyCuts|TestRandomDepth)$"},
+	{"crash simulator", "./powercut", "^(TestLostWrite|TestReset|TestNewestLost|TestFaults|TestCollateral|TestFiftyCuts|TestRandomDepth)$"},
 	{"crash simulator", "./powercut", "^TestCrash$"},
 	{"model", "./boot", "Model"},
 }
@@ -26,6 +26,7 @@ var mutants = []mutant{
 		"if err := putSeal(dev, seal); err != nil {", "if _, err := dev.WriteAt(seal, dev.Size()-SealSize); err != nil {",
 	}}},
 	{"no flush after the record", "boot/raw/raw.go", []change{{"if err := s.dev.Flush(); err != nil {", "if err := error(nil); err != nil {"}}},
+	{"what a reset left in the disk's cache is not flushed before the other copy is written over", "boot/raw/raw.go", []change{{"if !s.sure {", "if false {"}}},
 	{"a flush of the record that fails is taken for done", "boot/raw/raw.go", []change{{"if err := s.dev.Flush(); err != nil {", "if s.dev.Flush(); false {\n\t\t\tvar err error"}}},
 
 	// What is written at all.
