@@ -52,11 +52,12 @@ type options struct {
 // parts of the bench, in their order.
 var parts = []struct {
 	name    string
+	what    string
 	measure func(b *bench) error
 }{
-	{"boot", boots},
-	{"install", installs},
-	{"memory", memory},
+	{"boot", "the virtual device from the kernel's start of /init to the system, beside a floor and a script", boots},
+	{"install", "images from bundles to the disk of this machine, beside dd, rauc and swupdate", installs},
+	{"memory", "peaks of PID 1 and its workers, with a small and a large bundle", memory},
 }
 
 func run(o options) error {
@@ -82,12 +83,14 @@ func run(o options) error {
 		b.end()
 		os.Exit(1)
 	}()
+	before := load()
 	known := false
 	for _, p := range parts {
 		if o.part != "" && o.part != p.name {
 			continue
 		}
 		known = true
+		b.say("%s: %s", p.name, p.what)
 		if err := p.measure(b); err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
@@ -97,7 +100,15 @@ func run(o options) error {
 	}
 	fmt.Println()
 	b.print(os.Stdout)
+	fmt.Printf("\n%d processors, load %s when it began, %s at the end. What is busy beside the bench slows down those who compute more than those who wait.\n", runtime.NumCPU(), before, load())
 	return nil
+}
+
+// load is how many processes wanted to run in the last minute.
+func load() string {
+	text, _ := os.ReadFile("/proc/loadavg")
+	first, _, _ := strings.Cut(string(text), " ")
+	return first
 }
 
 // bench is one run.

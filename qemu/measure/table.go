@@ -22,14 +22,8 @@ func (s sample) median() float64 {
 	return (t[(len(t)-1)/2] + t[len(t)/2]) / 2
 }
 
-// ratio is the median of the ratios of what was measured in the same repetition.
-func (s sample) ratio(to sample) float64 {
-	var r sample
-	for i := range min(len(s), len(to)) {
-		r = append(r, s[i]/to[i])
-	}
-	return r.median()
-}
+// ratio is that of the medians.
+func (s sample) ratio(to sample) float64 { return s.median() / to.median() }
 
 // lowest is the least that it ever took. Whatever else runs on the machine only adds to it.
 func (s sample) lowest() float64 { return slices.Min(s) }
