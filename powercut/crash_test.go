@@ -2,7 +2,6 @@ package powercut
 
 import (
 	"flag"
-	"fmt"
 	"testing"
 	"time"
 
@@ -22,13 +21,13 @@ func TestCrash(t *testing.T) {
 	var sum crash.Result
 	for _, s := range all {
 		// What the systematic states leave of the budget is random.
-		res := crash.Crash(t, s.test(crash.Options{Seed: 1, Random: budget / len(all) / 12}))
+		res := crash.Crash(t, s.test(crash.Options{Seed: 1, Random: budget / len(all) / 8}))
 		sum.States, sum.Distinct, sum.Masked = sum.States+res.States, sum.Distinct+res.Distinct, sum.Masked+res.Masked
 		sum.Failures = append(sum.Failures, res.Failures...)
 		if t.Failed() {
 			break
 		}
 	}
-	fmt.Printf("crash simulator: %d scenarios, %d states, %d distinct, %d by what may be read, %d failures, %.0f s\n",
+	t.Logf("figure: crash simulator: %d scenarios, %d states, %d distinct, %d by what may be read, %d failures, %.0f s",
 		len(all), sum.States, sum.Distinct, sum.Masked, len(sum.Failures), time.Since(start).Seconds())
 }

@@ -323,7 +323,7 @@ func (d *Device) Check(s crash.State, want Want) error {
 	mem, _ := s.Mark.(*Memory)
 	w := d.Over(crash.Record(s.Image), mem)
 	w.Settle(want)
-	if err := w.Err(); err != nil || mem == nil || d.Stick == nil || want.Loose || want.Decayed {
+	if err := w.Err(); err != nil || mem == nil || len(mem.State.Slots) == 0 || d.Stick == nil || want.Loose || want.Decayed {
 		return err
 	}
 	// What was installed needs its stick no more. (With one attempt a cut uses it up.)

@@ -1,5 +1,5 @@
 // Command report reads what `make test TESTFLAGS="-v -json"` prints, shows what a person wants to see of it, and writes
-// a summary to the file named by its argument: tests that failed, tests that were skipped and why, and the counts.
+// a summary to the file named by its argument: what tests logged behind "figure: ", tests that failed, tests that were skipped and why, and the counts.
 // It exits with 1 when a test failed or none ran.
 package main
 
@@ -21,7 +21,7 @@ func main() {
 	output := map[key][]string{}
 	parent := map[key]bool{}
 	var passed, failed int
-	var failures, skips []string
+	var failures, skips, figures []string
 	in := bufio.NewScanner(os.Stdin)
 	in.Buffer(nil, 16<<20)
 	for in.Scan() {
@@ -38,6 +38,9 @@ func main() {
 			}
 		case "output", "build-output":
 			output[k] = append(output[k], e.Output)
+			if _, figure, ok := strings.Cut(e.Output, "figure: "); ok {
+				figures = append(figures, figure)
+			}
 		case "pass", "fail", "skip":
 			if e.Test == "" {
 				if e.Action != "skip" {
@@ -67,6 +70,9 @@ func main() {
 		}
 	}
 	var b strings.Builder
+	for _, f := range figures {
+		b.WriteString(f)
+	}
 	for _, s := range skips {
 		fmt.Fprintf(&b, "skipped: %s\n", s)
 	}

@@ -126,6 +126,8 @@ func (m mutant) try(root, temp string) (v verdict, err error) {
 			continue
 		case strings.Contains(string(text), "[build failed]"):
 			return v, fmt.Errorf("it does not compile:\n%s", text)
+		case strings.Contains(string(text), "\npanic: "):
+			return v, fmt.Errorf("the net itself fails:\n%s", text)
 		}
 		v.Net, v.Trace = n.name, firstComplaint(string(text))
 		return v, nil
@@ -141,7 +143,7 @@ func firstComplaint(text string) string {
 		return m[1]
 	}
 	for line := range strings.Lines(text) {
-		if strings.Contains(line, "_test.go:") || strings.HasPrefix(line, "panic:") {
+		if strings.Contains(line, "_test.go:") {
 			return strings.TrimSpace(line)
 		}
 	}

@@ -25,9 +25,13 @@ var mutants = []mutant{
 	{"no flush after the seal", "slots/seal.go", []change{{
 		"if err := putSeal(dev, seal); err != nil {", "if _, err := dev.WriteAt(seal, dev.Size()-SealSize); err != nil {",
 	}}},
-	{"no flush after the record", "boot/raw/raw.go", []change{{"if err := s.dev.Flush(); err != nil {", "if err := error(nil); err != nil {"}}},
+	{"no flush after the record", "boot/raw/raw.go", []change{{
+		"if err := s.dev.Flush(); err != nil {\n\t\t\treturn st, fmt.Errorf(\"flush state", "if err := error(nil); err != nil {\n\t\t\treturn st, fmt.Errorf(\"flush state",
+	}}},
 	{"what a reset left in the disk's cache is not flushed before the other copy is written over", "boot/raw/raw.go", []change{{"if !s.sure {", "if false {"}}},
-	{"a flush of the record that fails is taken for done", "boot/raw/raw.go", []change{{"if err := s.dev.Flush(); err != nil {", "if s.dev.Flush(); false {\n\t\t\tvar err error"}}},
+	{"a flush of the record that fails is taken for done", "boot/raw/raw.go", []change{{
+		"if err := s.dev.Flush(); err != nil {\n\t\t\treturn st, fmt.Errorf(\"flush state", "if err := s.dev.Flush(); false {\n\t\t\treturn st, fmt.Errorf(\"flush state",
+	}}},
 
 	// What is written at all.
 	{"the old seal is not wiped", "update/update.go", []change{{"if err := d.Slots.Wipe(slot); err != nil {", "if err := error(nil); err != nil {"}}},

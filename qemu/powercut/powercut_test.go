@@ -72,7 +72,7 @@ func TestReplay(t *testing.T) {
 		}
 		t.Logf("%s: %d writes, %d flushes; %d states, %d distinct; %d chosen", st.Name, st.Writes, st.Flushes, st.States, st.Distinct, st.Chosen)
 	}
-	t.Logf("%d images booted, %d from cold, %d updated, %d failed; a boot from the template %.1f s, from cold %.1f s; slowest recovery %d boots, %.0f s (%s)",
+	t.Logf("figure: %d crash images booted under the real kernel, %d from cold, %d updated, %d failed; a boot from the template %.1f s, from cold %.1f s; slowest recovery %d boots, %.0f s (%s)",
 		res.Booted, res.Cold, res.Updated, res.Failed, res.Warm.Seconds, res.FromCold.Seconds, res.Slowest.Boots, res.Slowest.Seconds, res.Slowest.ID)
 }
 
@@ -95,7 +95,7 @@ func TestInMemory(t *testing.T) {
 		}
 		c := crash.Test{Name: st.name, Check: judge, Options: crash.Options{Limit: limit, Random: limit / 8, Seed: 1, Collateral: collateral}}
 		res := c.Judge(r.Trace)
-		t.Log(res)
+		t.Logf("figure: recorded story in memory: %s", res)
 		for _, f := range res.Failures {
 			t.Error(f)
 		}
