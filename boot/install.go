@@ -139,10 +139,18 @@ func Target(s State, f Facts, o Offer, running string, p Policy) TargetChoice {
 	}
 	target := order[0]
 	if target.Good {
+		stay := 0
 		for _, e := range s.Slots {
-			if e.Slot != target.Slot && stays(e) && f.Seals[e.Slot].Whole == WholeUnread {
+			if e.Slot == target.Slot || !stays(e) {
+				continue
+			}
+			if f.Seals[e.Slot].Whole == WholeUnread {
 				return TargetChoice{Attest: []string{e.Slot}}
 			}
+			stay++
+		}
+		if stay == 0 && stays(target) {
+			return TargetChoice{} // the one that runs is all that stays, and is not what it says
 		}
 	}
 	return TargetChoice{Slot: target.Slot}

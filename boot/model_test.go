@@ -1029,7 +1029,7 @@ func (r *run) runs() {
 	var acts []act
 	e := r.record.Entry(slot)
 	if !r.lost {
-		if r.medium[r.slot-1].bundle != r.sick {
+		if _, err := r.Good(r.record, slot, r.Policy); err == nil && r.medium[r.slot-1].bundle != r.sick {
 			acts = append(acts, act{"good", func() (State, error) { return r.Good(r.record, slot, r.Policy) }})
 		}
 	}

@@ -132,8 +132,12 @@ var predicates = []predicate{
 			if !m.after.Entry(m.slot).Good || !m.intact(m.after, m.slot) || m.facts.Seals[m.slot].Whole == WholeDamaged {
 				return nil // or it could not be read to its end, which counts as damage
 			}
+			dark := func(slot string) bool { return m.facts.Seals[slot].Status == SealUnreadable }
 			for _, slot := range m.Slots {
-				if slot != m.slot && m.after.Entry(slot).Good && m.intact(m.after, slot) {
+				if slot == m.slot || !m.after.Entry(slot).Good {
+					continue
+				}
+				if m.intact(m.after, slot) || dark(slot) && dark(m.slot) { // known and accepted: nobody can tell which is
 					return nil
 				}
 			}
@@ -299,8 +303,9 @@ var predicates = []predicate{
 			if !m.after.Entry(m.slot).Good || !m.intact(m.after, m.slot) || m.facts.Seals[m.slot].Whole == WholeDamaged {
 				return nil // or it could not be read to its end, which counts as damage
 			}
+			dark := func(slot string) bool { return m.facts.Seals[slot].Status == SealUnreadable }
 			for _, slot := range m.Slots {
-				if slot != m.slot && m.intact(m.after, slot) {
+				if slot != m.slot && (m.intact(m.after, slot) || m.after.Entry(slot).Good && dark(slot) && dark(m.slot)) {
 					return nil
 				}
 			}

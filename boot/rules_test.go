@@ -196,6 +196,16 @@ func TestRule06_TheSlotThatStaysIsReadWhole(t *testing.T) {
 	}
 }
 
+// The trace: B runs, has decayed and cannot be read any more; a running system's install would overwrite intact A.
+func TestRule06_NothingStays(t *testing.T) {
+	s := state(entry(b, "2", good), entry(a, "1", good))
+	for _, inB := range []Seal{{Status: SealUnreadable, Whole: WholeDamaged}, damaged(sealOf("2"))} {
+		if got := Target(s, Facts{Seals: seals(sealOf("1"), inB)}, offerOf("3"), b, available); got.Slot != "" || len(got.Attest) > 0 {
+			t.Errorf("%+v", got)
+		}
+	}
+}
+
 // The trace: the note replaces the entry; cut before the wipe; the old bundle is adopted with fresh tries, again and
 // again.
 func TestRule07_NoteStandsBesideTheEntry(t *testing.T) {
