@@ -1,4 +1,4 @@
 package main
 
-//lint:ignore U1000 it is the entry that -E names
+//lint:ignore U1000 the linker names it as the entry
 func witness()
