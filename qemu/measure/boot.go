@@ -28,8 +28,8 @@ type contender struct {
 	order   []string
 }
 
-// Where the machine is emulated most of the wall clock's time goes into translating code that runs for the first time,
-// and the rest depends on who else is busy. So a few boots are timed by what the guest executes: each instruction takes
+// Where the machine is emulated most of the wall clock's time is the emulator's own work (translating, address spaces),
+// and all of it depends on who else is busy. So a few boots are timed by what the guest executes: each instruction takes
 // 1 << countedShift nanoseconds of its clock.
 const (
 	countedShift = 2
