@@ -325,15 +325,8 @@ func (d *Device) from(ctx context.Context, sources []Source, rescue bool) bool {
 	for len(offers) > 0 {
 		best := -1
 		for i, o := range offers {
-			v := boot.Judge(d.state, o.Offer, rescue, d.Policy)
-			switch {
-			case v.Take && (best < 0 || boot.Better(o.Offer, offers[best].Offer)):
+			if d.takes(o, rescue) && (best < 0 || boot.Better(o.Offer, offers[best].Offer)) {
 				best = i
-			case v.Take:
-			case v.Code != 0:
-				d.refuse(o.Path, v.Code, v.Why)
-			default:
-				d.Say(o.Path + ": nothing to do: " + v.Why)
 			}
 		}
 		if best < 0 {
@@ -352,6 +345,19 @@ func (d *Device) from(ctx context.Context, sources []Source, rescue bool) bool {
 		offers = taken
 	}
 	return false
+}
+
+// takes judges a bundle and says why it is not taken.
+func (d *Device) takes(o offer, rescue bool) bool {
+	v := boot.Judge(d.state, o.Offer, rescue, d.Policy)
+	switch {
+	case v.Take:
+	case v.Code != 0:
+		d.refuse(o.Path, v.Code, v.Why)
+	default:
+		d.Say(o.Path + ": nothing to do: " + v.Why)
+	}
+	return v.Take
 }
 
 // offers scans the sources.
@@ -414,6 +420,9 @@ func (d *Device) target(ctx context.Context, o boot.Offer) boot.TargetChoice {
 // install puts one bundle into a slot: five flush points (rule 7). It reports whether a slot is to be tried now.
 func (d *Device) install(ctx context.Context, o offer, rescue bool) bool {
 	t := d.target(ctx, o.Offer)
+	if !d.takes(o, rescue) {
+		return false // a slot that had not been looked at holds something newer
+	}
 	if t.Slot == "" {
 		d.refuse(o.Path, codePolicy, "no slot may be overwritten: the only one that ever said good is kept")
 		return false
