@@ -2,6 +2,8 @@ package powercut
 
 import (
 	"flag"
+	"os"
+	"runtime/debug"
 	"testing"
 	"time"
 
@@ -9,6 +11,11 @@ import (
 )
 
 var states = flag.Int("states", 1_000_000, "crash states that the simulator generates, over all scenarios")
+
+func TestMain(m *testing.M) {
+	debug.SetGCPercent(400) // there is more memory than time
+	os.Exit(m.Run())
+}
 
 // TestCrash is the crash simulator over everything that writes.
 func TestCrash(t *testing.T) {
@@ -21,7 +28,7 @@ func TestCrash(t *testing.T) {
 	var sum crash.Result
 	for _, s := range all {
 		// What the systematic states leave of the budget is random.
-		res := crash.Crash(t, s.test(crash.Options{Seed: 1, Random: budget / len(all) / 8}))
+		res := crash.Crash(t, s.test(crash.Options{Seed: 1, Random: budget / len(all) / 6, Wide: budget / len(all) / 13}))
 		sum.States, sum.Distinct, sum.Masked = sum.States+res.States, sum.Distinct+res.Distinct, sum.Masked+res.Masked
 		sum.Failures = append(sum.Failures, res.Failures...)
 		if t.Failed() {

@@ -32,7 +32,7 @@ func TestNested(t *testing.T) {
 	k := newKit(t, nil)
 	d, disk := one(k, k.bundle("2", 0, Healthy))
 	s := scenario{"first install", d, disk, nil, Want{Version: "2", More: 4}}
-	limit := max(4, *states/40_000)
+	limit := max(4, *states/80_000)
 	if testing.Short() {
 		limit = 3
 	}
@@ -93,7 +93,7 @@ func TestRandomDepth(t *testing.T) {
 	d, disk := one(k, k.bundle("2", 0, Healthy))
 	k = newKit(t, nil)
 	falls, fallDisk := one(k, k.bundle("2", 0, Panics))
-	n := max(20, *states/2000)
+	n := max(20, *states/5000)
 	if testing.Short() {
 		n = 20
 	}

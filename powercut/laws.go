@@ -45,6 +45,8 @@ type Watch struct {
 	now  boot.State // as it was seen last, answered or not
 	errs []error
 
+	looked bool // at what the seals vouch for
+
 	// Collateral is set where a cut may spoil neighbours of what was being written, as the image beside a seal; Decayed
 	// where slots lose content by themselves; Loose where the disk does what no cut may do (flushes that were lies,
 	// operations that fail): the record may then be lost or old, too.
@@ -174,8 +176,8 @@ func (w *Watch) Boot(end status.Reason) (b *Boot, next status.Reason, well bool)
 // found compares the record on the disk with what had been answered before. From now on what was found is known.
 func (w *Watch) found() {
 	for _, slot := range w.d.policy.Slots {
-		if w.Loose || w.Decayed || w.Collateral {
-			break
+		if w.Loose || w.Decayed || w.Collateral || w.looked {
+			break // once: what is written from here on is watched
 		}
 		if _, sealed := w.d.sealed(w.rec.Peek(), slot); sealed {
 			if _, ok := w.d.intact(w.rec.Peek(), slot); !ok {
@@ -183,6 +185,7 @@ func (w *Watch) found() {
 			}
 		}
 	}
+	w.looked = true
 	s, err := w.d.State(w.rec.Peek())
 	a := w.mem.State
 	switch {

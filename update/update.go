@@ -420,7 +420,7 @@ func (d *Device) target(ctx context.Context, o boot.Offer) boot.TargetChoice {
 // install puts one bundle into a slot: five flush points (rule 7). It reports whether a slot is to be tried now.
 func (d *Device) install(ctx context.Context, o offer, rescue bool) bool {
 	t := d.target(ctx, o.Offer)
-	if !d.takes(o, rescue) {
+	if !t.Present && !d.takes(o, rescue) {
 		return false // a slot that had not been looked at holds something newer
 	}
 	if t.Slot == "" {

@@ -11,6 +11,8 @@ import (
 type Options struct {
 	// Random is how many random subsets of each epoch's sectors are tried beside the systematic states.
 	Random int
+	// Wide is the same for epochs that write more than wide sectors: an image, not a record. 0: Random.
+	Wide int
 	// Limit bounds the systematic states of an epoch; of more, Limit are taken that are spread evenly. 0: all.
 	Limit int
 	// Seed of what is random.
@@ -205,7 +207,11 @@ func (e *epoch) all(yield func(State) bool) bool {
 	if len(e.units) < 2 {
 		return true
 	}
-	for i := range e.o.Random {
+	random := e.o.Random
+	if len(e.units) > wide && e.o.Wide > 0 {
+		random = e.o.Wide
+	}
+	for i := range random {
 		if !yield(e.random(i)) {
 			return false
 		}
@@ -286,6 +292,9 @@ func (e *epoch) byWrite(add func(int, string, func(int) content)) {
 		add(e.to, fmt.Sprintf("only write %d", w), choose(func(o int) bool { return o == w }))
 	}
 }
+
+// wide is up to how many sectors are a record and not an image.
+const wide = 64
 
 // subsetLimit is up to how many sectors or writes all their subsets are tried.
 const subsetLimit = 12

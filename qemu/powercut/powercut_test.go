@@ -43,7 +43,7 @@ func sample(images int) *campaign {
 func TestReplay(t *testing.T) {
 	t.Parallel()
 	s := needStage(t)
-	images := 420
+	images := 400
 	if testing.Short() {
 		images = 24
 	}
@@ -84,7 +84,7 @@ func TestInMemory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	limit := 80
+	limit := 24
 	if testing.Short() {
 		limit = 5
 	}
