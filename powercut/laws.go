@@ -329,8 +329,8 @@ func (d *Device) Check(s crash.State, want Want) error {
 	if err := w.Err(); err != nil || mem == nil || len(mem.State.Slots) == 0 || d.Stick == nil || want.Loose || want.Decayed {
 		return err
 	}
-	// What was installed needs its stick no more. (With one attempt a cut uses it up.)
-	if e := mem.State.Slots[0]; d.policy.Attempts < 2 || e.Version != want.Version || e.Reason != status.None || mem.State.Install.Target != "" || e.Excluded {
+	// What was installed needs its stick no more, unless cuts use up its tries.
+	if e := mem.State.Slots[0]; !e.Good && e.Tries < 2 || e.Version != want.Version || e.Reason != status.None || mem.State.Install.Target != "" || e.Excluded {
 		return nil
 	}
 	alone := *d

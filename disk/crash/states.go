@@ -161,10 +161,10 @@ func (e *epoch) put(img *Image, u unit, c content) {
 	case asZero:
 		data = make([]byte, len(u.data))
 	case asGarbage:
+		// The same in every state, so that states that differ in noise alone are one.
+		noise := rand.NewChaCha8([32]byte{1, byte(u.off >> 9), byte(u.off >> 17), byte(u.off >> 25), byte(u.off >> 33)})
 		data = make([]byte, len(u.data))
-		for i := range data {
-			data[i] = byte(e.rng.Uint32())
-		}
+		noise.Read(data)
 	case asHalf:
 		data = u.data[:len(u.data)/2]
 	}
