@@ -28,7 +28,7 @@ func TestCrash(t *testing.T) {
 	var sum crash.Result
 	for _, s := range all {
 		// What the systematic states leave of the budget is random.
-		res := crash.Crash(t, s.test(crash.Options{Seed: 1, Random: budget / len(all) / 6, Wide: budget / len(all) / 13}))
+		res := crash.Crash(t, s.test(crash.Options{Seed: 1, Random: budget / len(all) / 8, Wide: budget / len(all) / 11}))
 		sum.States, sum.Distinct, sum.Masked = sum.States+res.States, sum.Distinct+res.Distinct, sum.Masked+res.Masked
 		sum.Failures = append(sum.Failures, res.Failures...)
 		if t.Failed() {
