@@ -166,6 +166,11 @@ func (s State) Encode() ([]byte, error) {
 		s.Events = s.Events[min((over+eventSize-1)/eventSize, len(s.Events)):]
 		return s.Encode()
 	}
+	if len(w.b) > RecordSize && len(s.unknown) > 0 {
+		// More than half a record of them: no writer leaves so little room, and then the state comes first.
+		s.unknown = nil
+		return s.Encode()
+	}
 	if len(w.b) > RecordSize {
 		return nil, fmt.Errorf("encode state record: %d bytes do not fit", len(w.b))
 	}
