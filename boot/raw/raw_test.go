@@ -1,6 +1,7 @@
 package raw
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -40,8 +41,10 @@ func first(t *testing.T) *crash.Image {
 	return r.Image()
 }
 
-// Whatever a cut leaves of a commit, Load finds the State of before or the new one.
+// Whatever a cut leaves of a commit, Load finds the State of before or the new one, never one of both: what is found is
+// byte for byte a record that was to be written, and its parts lie in several sectors.
 func TestCommitIsAtomic(t *testing.T) {
+	records := map[uint64][]byte{}
 	res := crash.Crash(t, crash.Test{
 		Name: "commits", Start: first(t),
 		Update: func(r *crash.Recorder) error {
@@ -50,8 +53,13 @@ func TestCommitIsAtomic(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				st, _ = boot.Begin(st, status.None, true, policy)
+				st, _ = boot.Begin(st, status.Watchdog, true, policy)
+				for i := range boot.MaxEvents {
+					e := boot.Event{Boot: uint32(st.Boot), Kind: status.EventBoot, Slot: uint8(i)}
+					st.Events = append(st.Events[max(0, len(st.Events)+1-boot.MaxEvents):], e)
+				}
 				if st, err = s.Commit(st); err == nil {
+					records[st.Sequence], _ = st.Encode()
 					r.Mark(st)
 				}
 			}
@@ -65,6 +73,11 @@ func TestCommitIsAtomic(t *testing.T) {
 			}
 			if err != nil || st.Boot < known.Boot || st.Boot > known.Boot+1 {
 				return fmt.Errorf("boot %d is found after %d was answered, %v", st.Boot, known.Boot, err)
+			}
+			if want := records[st.Sequence]; want != nil {
+				if b, err := st.Encode(); err != nil || !bytes.Equal(b, want) {
+					return fmt.Errorf("record %d is found, and is not the one that was written: %v", st.Sequence, err)
+				}
 			}
 			return nil
 		},

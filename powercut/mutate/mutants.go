@@ -12,6 +12,7 @@ type change struct{ old, new string }
 // nets are asked in this order.
 var nets = []struct{ name, pkg, run string }{
 	{"crash simulator", "./powercut", "^(TestLostWrite|TestReset|TestNewestLost|TestFaults|TestCollateral|TestFiftyCuts|TestRandomDepth)$"},
+	{"crash simulator", "./boot/raw", "."},
 	{"crash simulator", "./powercut", "^TestCrash$"},
 	{"model", "./boot", "Model"},
 }
