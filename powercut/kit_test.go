@@ -126,12 +126,7 @@ func (k *kit) stick(files ...string) *crash.Image {
 
 func (k *kit) read(file string) *crash.Image {
 	k.t.Helper()
-	f, err := os.Open(file)
-	k.must(err)
-	defer f.Close()
-	info, err := f.Stat()
-	k.must(err)
-	i, err := crash.ReadImage(f, info.Size())
+	i, err := crash.LoadFile(file)
 	k.must(err)
 	return i
 }

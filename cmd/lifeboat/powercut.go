@@ -8,7 +8,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"lifeboat/disk"
 	"lifeboat/disk/crash"
 	"lifeboat/powercut"
 )
@@ -42,12 +41,7 @@ states in all; both spread what they leave.`,
 			if err != nil {
 				return err
 			}
-			f, err := disk.Open(image, false)
-			if err != nil {
-				return err
-			}
-			defer f.Close()
-			start, err := crash.ReadImage(f, f.Size())
+			start, err := crash.LoadFile(image)
 			if err != nil {
 				return err
 			}

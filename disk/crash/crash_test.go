@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"testing"
 
 	"lifeboat/disk"
@@ -153,6 +154,13 @@ func TestImage(t *testing.T) {
 	}
 	if b.Hash() != h || b.flat().Hash() != h {
 		t.Error("a page of zeros and none differ")
+	}
+	file := filepath.Join(t.TempDir(), "image")
+	if err := b.SaveFile(file); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := LoadFile(file); err != nil || c.Size() != b.Size() || c.Hash() != h {
+		t.Errorf("an image that was saved and loaded is another: %v", err)
 	}
 	p := make([]byte, 23)
 	if _, err := b.ReadAt(p, pageSize-5); err != nil || string(p) != "over the edge of a page" {

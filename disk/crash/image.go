@@ -13,6 +13,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"os"
 	"sync"
 	"sync/atomic"
 
@@ -84,6 +85,37 @@ func ReadImage(r io.ReaderAt, size int64) (*Image, error) {
 		}
 	}
 	return i, nil
+}
+
+// LoadFile returns the content of a file or block device.
+func LoadFile(name string) (*Image, error) {
+	f, err := disk.Open(name, false)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return ReadImage(f, f.Size())
+}
+
+// SaveFile writes the image to a sparse file; an older one is replaced.
+func (i *Image) SaveFile(name string) error {
+	f, err := os.Create(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Truncate(i.size); err != nil {
+		return err
+	}
+	i.each(func(n int64, p *page) {
+		if err == nil && p.b != zeroPage {
+			_, err = f.WriteAt(p.b[:min(pageSize, i.size-n*pageSize)], n*pageSize)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 // Clone returns an image with the same content. Afterwards i must not be written to: the clone reads through to it.

@@ -39,7 +39,7 @@ type seen struct {
 func (s *stage) boot(image *crash.Image, m moment, w way, dir string) (r seen) {
 	defer func(start time.Time) { r.Seconds = since(start) }(time.Now())
 	disk := filepath.Join(dir, "disk.img")
-	if r.Err = writeImage(image, disk); r.Err != nil {
+	if r.Err = image.SaveFile(disk); r.Err != nil {
 		return r
 	}
 	defer os.Remove(disk)

@@ -167,7 +167,7 @@ func (s *stage) suffer(f fault, r *recording, dir string) (got faulty, err error
 		byName[a.Name] = a
 	}
 	disk := filepath.Join(dir, "disk.img")
-	if err := writeImage(image, disk); err != nil {
+	if err := image.SaveFile(disk); err != nil {
 		return got, err
 	}
 	defer os.Remove(disk)

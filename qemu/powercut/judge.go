@@ -29,7 +29,7 @@ func (s *stage) inMemory() (func(crash.State) error, error) {
 	if err != nil {
 		return nil, err
 	}
-	base, err := readImage(s.recorded(stories[0].name).base)
+	base, err := crash.LoadFile(s.recorded(stories[0].name).base)
 	if err != nil {
 		return nil, err
 	}

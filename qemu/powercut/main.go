@@ -229,7 +229,7 @@ func replayCommand(_ context.Context, args []string) error {
 		return err
 	}
 	if *keep != "" {
-		if err := writeImage(state.Image, *keep); err != nil {
+		if err := state.Image.SaveFile(*keep); err != nil {
 			return err
 		}
 	}

@@ -215,7 +215,7 @@ func (s *stage) load(name, log string) (*recording, error) {
 	if log == "" {
 		log = f.log
 	}
-	base, err := readImage(f.base)
+	base, err := crash.LoadFile(f.base)
 	if err != nil {
 		return nil, err
 	}
@@ -242,45 +242,6 @@ func (s *stage) load(name, log string) (*recording, error) {
 	}
 	l.Mark(places...)
 	return &recording{Story: st, Log: log, Trace: &crash.Trace{Base: base, Ops: l.Ops}}, nil
-}
-
-func readImage(file string) (*crash.Image, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	return crash.ReadImage(f, info.Size())
-}
-
-// writeImage writes an image to a sparse file.
-func writeImage(i *crash.Image, file string) error {
-	f, err := os.Create(file)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := f.Truncate(i.Size()); err != nil {
-		return err
-	}
-	const piece = 4096
-	var zero, b [piece]byte
-	for off := int64(0); off < i.Size(); off += piece {
-		n := min(piece, i.Size()-off)
-		if _, err := i.ReadAt(b[:n], off); err != nil {
-			return err
-		}
-		if b != zero {
-			if _, err := f.WriteAt(b[:n], off); err != nil {
-				return err
-			}
-		}
-	}
-	return f.Close()
 }
 
 // since is how many seconds have passed.

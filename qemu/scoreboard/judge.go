@@ -336,7 +336,7 @@ func judgeAll(p *Peer, r Recorded, dir string) (*Tally, error) {
 func viewOf(p *Peer, img *crash.Image, dir string) (View, error) {
 	name := filepath.Join(dir, "view.img")
 	defer os.Remove(name)
-	if err := writeImage(name, img); err != nil {
+	if err := img.SaveFile(name); err != nil {
 		return View{}, err
 	}
 	return p.Read(name)
@@ -362,7 +362,7 @@ type stateFile struct {
 }
 
 func newStateFile(name string, base *crash.Image, touched []int64) (*stateFile, error) {
-	if err := writeImage(name, base); err != nil {
+	if err := base.SaveFile(name); err != nil {
 		return nil, err
 	}
 	f, err := os.OpenFile(name, os.O_RDWR, 0)

@@ -155,7 +155,7 @@ func runPeer(ctx context.Context, p *Peer, logf func(string, ...any)) (*Row, err
 	if err := p.Base(l, p, medium); err != nil {
 		return nil, fmt.Errorf("%s: %w", p.Name, err)
 	}
-	base, err := readImage(medium)
+	base, err := crash.LoadFile(medium)
 	if err != nil {
 		return nil, err
 	}
@@ -210,7 +210,7 @@ func (l *lab) check(ctx context.Context, p *Peer, r Recorded, row *Row, n int) e
 			continue
 		}
 		medium, log := filepath.Join(l.dir, "disk.img"), filepath.Join(l.dir, "writes.log")
-		if err := errors.Join(writeImage(medium, img), os.WriteFile(log, nil, 0o644)); err != nil {
+		if err := errors.Join(img.SaveFile(medium), os.WriteFile(log, nil, 0o644)); err != nil {
 			return err
 		}
 		view, err := p.Read(medium)

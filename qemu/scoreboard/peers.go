@@ -355,7 +355,7 @@ done
 						return err
 					}
 				}
-				return writeImage(name, img)
+				return img.SaveFile(name)
 			},
 			Region: func(_ *crash.Image, off int64) string {
 				for i, at := range envCopies {
@@ -430,7 +430,7 @@ done
 			if err := (lifeboat{sealsAt(-1)}).operate(img, -1); err != nil {
 				return err
 			}
-			return writeImage(name, img)
+			return img.SaveFile(name)
 		},
 		Read: readLifeboat,
 		Scheme: func(op Op) Scheme {

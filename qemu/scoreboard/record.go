@@ -3,9 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -63,44 +61,6 @@ func apply(base *crash.Image, ops []crash.Op) (*crash.Image, error) {
 	return flat, err
 }
 
-// readImage and writeImage convert between files and images; files are sparse.
-func readImage(name string) (*crash.Image, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	return crash.ReadImage(f, info.Size())
-}
-
-func writeImage(name string, img *crash.Image) error {
-	f, err := os.Create(name)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := f.Truncate(img.Size()); err != nil {
-		return err
-	}
-	var page, zero [4096]byte
-	for off := int64(0); off < img.Size(); off += int64(len(page)) {
-		n, err := img.ReadAt(page[:], off)
-		if err != nil && !errors.Is(err, io.EOF) {
-			return err
-		}
-		if !bytes.Equal(page[:n], zero[:n]) {
-			if _, err := f.WriteAt(page[:n], off); err != nil {
-				return err
-			}
-		}
-	}
-	return f.Close()
-}
-
 // lab is where the virtual device runs.
 type lab struct {
 	dir    string // scratch
@@ -118,7 +78,7 @@ func (l *lab) record(ctx context.Context, p *Peer, base *crash.Image) ([]Recorde
 	initrd := ""
 	for i, s := range p.Steps {
 		disk, log := filepath.Join(l.dir, "disk.img"), filepath.Join(l.dir, "writes.log")
-		if err := writeImage(disk, base); err != nil {
+		if err := base.SaveFile(disk); err != nil {
 			return nil, err
 		}
 		if err := os.WriteFile(log, nil, 0o644); err != nil {
@@ -297,7 +257,7 @@ func (l *lab) linux(ctx context.Context, m qemu.Machine, p *Peer, step int, init
 	m.Append = qemu.FastArgs + " console=ttyS0 quiet " + p.Cmdline
 	if p.Second > 0 {
 		second := filepath.Join(l.dir, "second.img")
-		if err := writeImage(second, crash.NewImage(p.Second)); err != nil {
+		if err := crash.NewImage(p.Second).SaveFile(second); err != nil {
 			return nil, err
 		}
 		m.Args = append(m.Args, "-drive", "if=none,id=second,format=raw,file="+second, "-device", "virtio-blk-pci,drive=second")

@@ -143,7 +143,7 @@ func lifeboatAt(t *testing.T, n int) View {
 		}
 	}
 	name := filepath.Join(t.TempDir(), "state")
-	if err := writeImage(name, img); err != nil {
+	if err := img.SaveFile(name); err != nil {
 		t.Fatal(err)
 	}
 	v, err := readLifeboat(name)
@@ -240,7 +240,7 @@ func TestEnvironment(t *testing.T) {
 			img.WriteAt(b, envCopies[i])
 			lines += fmt.Sprintf("%s %#x %#x\n", image, envCopies[i], envSize)
 		}
-		if err := writeImage(image, img); err != nil {
+		if err := img.SaveFile(image); err != nil {
 			t.Fatal(err)
 		}
 		if err := os.WriteFile(config, []byte(lines), 0o644); err != nil {
