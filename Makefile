@@ -49,12 +49,7 @@ lint: ## gofumpt, go vet (amd64, arm64), staticcheck, govulncheck
 	esac
 
 fuzz: ## every fuzz target for FUZZTIME=10s
-	@for pkg in $$($(GO) list $(PKG)); do \
-		for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
-			echo "$$pkg $$target"; \
-			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$pkg || exit 1; \
-		done; \
-	done
+	@scripts/fuzz.sh $(FUZZTIME) $(PKG)
 
 bench: setup build ## the numbers: throughput; boot, install and memory beside others' (REPEAT=5; a quiet machine)
 	$(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) -timeout 60m $(PKG)

@@ -1,10 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"hash/fnv"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 
 	"lifeboat/disk"
@@ -173,19 +177,27 @@ func choose(plans []*plan, most, cold int) {
 			taken[these[i*len(these)/room]] = true
 		}
 	}
-	n := 0
+	// Cold and updated are drawn by name, so that every shard has its part of both.
+	drawn := slices.SortedFunc(maps.Keys(taken), func(a, b *job) int { return cmp.Or(cmp.Compare(a.draw(), b.draw()), cmp.Compare(a.ID, b.ID)) })
+	for i, j := range drawn {
+		j.way = way{Update: j.Point || j.draw()%10 == 0, Cold: i < cold}
+	}
 	for _, p := range plans {
 		var kept []job
-		for i, j := range p.jobs {
-			if !taken[&p.jobs[i]] {
-				continue
+		for i := range p.jobs {
+			if taken[&p.jobs[i]] {
+				kept = append(kept, p.jobs[i])
 			}
-			j.way = way{Update: j.Point || n%10 == 0, Cold: cold > 0 && (n+1)*cold/len(taken) > n*cold/len(taken)}
-			kept = append(kept, j)
-			n++
 		}
 		p.jobs = kept
 	}
+}
+
+// draw is a number that depends on a job's name alone.
+func (j *job) draw() uint32 {
+	h := fnv.New32a()
+	h.Write([]byte(j.ID))
+	return h.Sum32()
 }
 
 // each makes the images of the jobs again and calls f with them, in order, until it returns false. Jobs that skip says

@@ -1,6 +1,7 @@
-// Command template is PID 1 of the virtual device until it is saved: it loads all modules of an initramfs but the drivers
-// of disk and USB, says TEMPLATE READY, waits for a line "go SECONDS SEED" on the console and becomes /init, which finds
-// itself on a machine that has just been switched on. SECONDS since 1970 becomes the clock, SEED goes to the random
+// Command template is PID 1 of the virtual device until it is saved: it loads all modules of an initramfs but the driver
+// of the disk, leaves to /init's lists what is to be loaded still, says TEMPLATE READY, waits for a line "go SECONDS SEED"
+// on the console and becomes /init, which finds itself on a machine that has just been switched on and whose USB hubs
+// are up already. SECONDS since 1970 becomes the clock, SEED goes to the random
 // numbers: both are those of the moment of saving otherwise.
 package main
 
@@ -20,8 +21,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// late are left to /init: they bring in what the virtual device may have by then and has not yet.
-var late = []string{"virtio_blk.ko", "xhci-pci.ko", "xhci-plat-hcd.ko"}
+// late are left to /init. The disk is read when its driver is loaded, and is not there yet; a stick may come at any time,
+// but without a list of USB modules /init would not wait for one.
+var late = []string{"virtio_blk.ko", "xhci-pci.ko"}
 
 func main() {
 	if err := run(); err != nil {
@@ -36,14 +38,22 @@ func run() error {
 		if err != nil {
 			return err
 		}
+		var left strings.Builder
 		for line := range strings.Lines(string(raw)) {
 			path, options, _ := strings.Cut(strings.TrimSpace(line), " ")
-			if slices.Contains(late, filepath.Base(path)) {
+			name := filepath.Base(path)
+			if slices.Contains(late, name) {
+				left.WriteString(line)
+			}
+			if name == "virtio_blk.ko" {
 				continue
 			}
 			if err := load(path, options); err != nil {
 				return fmt.Errorf("%s: %w", path, err)
 			}
+		}
+		if err := os.WriteFile(list, []byte(left.String()), 0o644); err != nil {
+			return err
 		}
 	}
 	fmt.Println("TEMPLATE READY")
