@@ -13,6 +13,7 @@ type Offer struct {
 	Manifest Hash
 	Version  string
 	Epoch    uint32
+	Lifted   bool // signed by who may change the keyring too: the epoch may rise by any number
 }
 
 // Verdict says whether an offered bundle is taken.
@@ -28,6 +29,9 @@ func Judge(s State, o Offer, rescue bool, p Policy) Verdict {
 	f := s.floors(p)
 	if !f.Admit(o.Version, o.Epoch) {
 		return Verdict{Code: 28, Why: fmt.Sprintf("version %q epoch %d is below the floor: version %q epoch %d", o.Version, o.Epoch, f.Version, f.Epoch)}
+	}
+	if limit := s.epochLimit(p); o.Epoch > limit && !o.Lifted {
+		return Verdict{Code: 31, Why: fmt.Sprintf("epoch %d is more than %d above what has been good here: at most %d is taken", o.Epoch, maxEpochStep, limit)}
 	}
 	if len(o.Version) > MaxVersion {
 		return Verdict{Code: 31, Why: fmt.Sprintf("the version has %d bytes, at most %d are allowed", len(o.Version), MaxVersion)}

@@ -31,6 +31,7 @@ type State struct {
 	Slots    []Entry // in the order in which they are tried
 	Install  Install // noted beside the target's entry while it is under way
 	Floors   Floors
+	Trust    Trust
 	Falls    []Fall  // bundles that fell back, newest last
 	Guards   []Guard // bundles and sticks that ended their worker or the boot
 	Mark     Mark    // what from outside this boot is about to look at
@@ -338,6 +339,9 @@ type Store interface {
 // back (rule 3).
 func Stricter(old, next State) bool {
 	if version.Compare(next.Floors.Version, old.Floors.Version) > 0 || next.Floors.Epoch > old.Floors.Epoch || next.Floors.Time > old.Floors.Time {
+		return true
+	}
+	if next.Trust.File != old.Trust.File {
 		return true
 	}
 	for _, e := range next.Slots {
