@@ -30,6 +30,9 @@ func Judge(s State, o Offer, rescue bool, p Policy) Verdict {
 	if !f.Admit(o.Version, o.Epoch) {
 		return Verdict{Code: 28, Why: fmt.Sprintf("version %q epoch %d is below the floor: version %q epoch %d", o.Version, o.Epoch, f.Version, f.Epoch)}
 	}
+	if version.Compare(o.Version, p.MinVersion) < 0 {
+		return Verdict{Code: 28, Why: fmt.Sprintf("version %q is below min-bundle-version=%s", o.Version, p.MinVersion)}
+	}
 	if limit := s.epochLimit(p); o.Epoch > limit && !o.Lifted {
 		return Verdict{Code: 31, Why: fmt.Sprintf("epoch %d is more than %d above what has been good here: at most %d is taken", o.Epoch, maxEpochStep, limit)}
 	}

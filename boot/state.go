@@ -155,13 +155,14 @@ type Policy struct {
 	ConfirmedAttempts uint8    // tries of one that has
 	Secure            bool     // fallback=secure
 	Floors            Floors   // built in
+	MinVersion        string   // below it nothing is installed; what is installed is booted
 }
 
 // PolicyOf returns what a configuration says. floor is the time that is built into the initramfs, seconds since 1970.
 func PolicyOf(c *config.Config, floor int64) Policy {
 	p := Policy{
 		Attempts: uint8(c.BootAttempts), ConfirmedAttempts: uint8(c.ConfirmedAttempts),
-		Secure: c.Fallback == "secure", Floors: Floors{Time: floor},
+		Secure: c.Fallback == "secure", Floors: Floors{Time: floor}, MinVersion: c.MinVersion,
 	}
 	for _, s := range c.BootSlots() {
 		p.Slots = append(p.Slots, s.Name)

@@ -64,6 +64,11 @@ func TestEpochCap(t *testing.T) {
 			}
 		}
 	}
+	old := available
+	old.MinVersion = "3.1"
+	if v := Judge(s, Offer{Version: "3", Epoch: 5}, true, old); v.Code != 28 {
+		t.Errorf("below min-bundle-version: %+v", v)
+	}
 	s.Floors.Epoch = math.MaxUint32 - 3
 	if v := Judge(s, Offer{Version: "3", Epoch: math.MaxUint32}, false, available); !v.Take {
 		t.Error(v)
