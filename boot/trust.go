@@ -11,9 +11,11 @@ type Trust struct {
 }
 
 // Trusted returns s with a trust file that counts at once: nothing but newer revocation lists may be new in it.
-func Trusted(s State, file Hash) State {
+// newest is the newest date in it, seconds since 1970, and lifts the clock floor.
+func Trusted(s State, file Hash, newest int64, p Policy) State {
 	s = s.Clone()
 	s.Trust.File = file
+	s.raiseTime(newest, p)
 	return s
 }
 

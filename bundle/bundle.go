@@ -51,6 +51,9 @@ type Options struct {
 	// Compatible must be the manifest's; "" is not checked.
 	Compatible string
 
+	// Serial must be among the manifest's serials, where it has any.
+	Serial string
+
 	// RequireSignedVerity refuses bundles with an image whose dm-verity
 	// root hash is not in the signed manifest.
 	RequireSignedVerity bool
@@ -153,6 +156,9 @@ func formatRefused(format string) error {
 func (m *Manifest) check(o Options) error {
 	if o.Compatible != "" && m.Compatible != o.Compatible {
 		return verify.Refuse(verify.WrongTarget, "the bundle is for %q, this is %q", m.Compatible, o.Compatible)
+	}
+	if len(m.Serials) > 0 && !slices.Contains(m.Serials, o.Serial) {
+		return verify.Refuse(verify.WrongTarget, "the bundle is for single devices, and %q is none of them", o.Serial)
 	}
 	if now := o.Rules.Now; !o.Rules.AtBoot && !m.ValidUntil.IsZero() && now.After(m.ValidUntil) {
 		return verify.Refuse(verify.Stale, "the bundle was valid until %s", m.ValidUntil.Format("2006-01-02 15:04:05Z"))

@@ -60,12 +60,42 @@ func (b *Bundle) list() (*files, error) {
 			}
 		}
 	}
+	if k := b.Manifest.Keyring; k != nil {
+		if size, ok := sizes[k.Filename]; !ok || size != k.Size || known[k.Filename] {
+			return nil, verify.Refuse(verify.PayloadHash, "the payload has no file %q of %d bytes, which is the keyring", k.Filename, k.Size)
+		}
+		known[k.Filename] = true
+	}
 	for _, e := range entries {
 		if !known[e.Name] {
 			return nil, verify.Refuse(verify.Malformed, "the payload has a file %q that the manifest does not name", e.Name)
 		}
 	}
 	return &files{sq, entries}, nil
+}
+
+// Keyring returns the trust file that the bundle brings along, nil if it brings none.
+func (b *Bundle) Keyring() ([]byte, error) {
+	k := b.Manifest.Keyring
+	if k == nil {
+		return nil, nil
+	}
+	f, err := b.open()
+	if err != nil {
+		return nil, err
+	}
+	file, err := f.fs.Open(k.Filename)
+	if err != nil {
+		return nil, b.src.judge("open the keyring", err)
+	}
+	data := make([]byte, k.Size)
+	if _, err := io.ReadFull(file, data); err != nil {
+		return nil, b.src.judge("read the keyring", err)
+	}
+	if sha256.Sum256(data) != k.SHA256 {
+		return nil, verify.Refuse(verify.PayloadHash, "the keyring is not the one that the manifest names")
+	}
+	return data, nil
 }
 
 // Compression names the compressor of the payload: gzip, xz, lz4 or zstd.

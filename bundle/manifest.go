@@ -55,6 +55,10 @@ type Manifest struct {
 	Epoch      uint32
 	Created    time.Time
 	ValidUntil time.Time
+	// Keyring is a trust file in the payload (docs/formats.md), nil if there is none.
+	Keyring *Attachment
+	// Serials are the only devices that the bundle is for; nil is all.
+	Serials []string
 
 	Raw []byte // the manifest exactly as signed
 }
@@ -75,6 +79,13 @@ type Image struct {
 	// image: version 1, SHA-256, blocks of 4096, no superblock, over the
 	// image filled up with zeros to a whole block. Nil if not signed.
 	RootHash, Salt []byte
+}
+
+// Attachment is a file in the payload's root that is no image.
+type Attachment struct {
+	Filename string
+	Size     int64 // bytes
+	SHA256   [32]byte
 }
 
 // Hash is the manifest hash: a bundle's identity.
@@ -336,6 +347,12 @@ func (m *Manifest) readMeta(g *keyGroup) error {
 			m.Created, err = timestamp(e)
 		case "valid-until":
 			m.ValidUntil, err = timestamp(e)
+		case "serials":
+			if m.Serials = list(e.value); len(m.Serials) == 0 {
+				err = malformed(e.line, "serials= names no device")
+			}
+		case "keyring", "keyring-size", "keyring-sha256":
+			err = m.readKeyring(e)
 		default:
 			err = m.readRoot(g, e)
 		}
@@ -343,12 +360,36 @@ func (m *Manifest) readMeta(g *keyGroup) error {
 			return err
 		}
 	}
+	if k := m.Keyring; k != nil && (k.Filename == "" || k.Size == 0 || k.SHA256 == [32]byte{}) {
+		return malformed(g.line, "[meta.lifeboat] needs keyring=, keyring-size= and keyring-sha256= together")
+	}
 	for i := range m.Images {
 		if img := &m.Images[i]; (img.RootHash == nil) != (img.Salt == nil) {
 			return malformed(g.line, "[meta.lifeboat] needs %[1]s.verity-hash= and %[1]s.verity-salt= together", img.Key())
 		}
 	}
 	return nil
+}
+
+// maxKeyring is the most bytes of a trust file.
+const maxKeyring = 1 << 20
+
+func (m *Manifest) readKeyring(e keyEntry) (err error) {
+	if m.Keyring == nil {
+		m.Keyring = new(Attachment)
+	}
+	switch e.key {
+	case "keyring":
+		m.Keyring.Filename, err = e.value, checkFilename(e)
+	case "keyring-size":
+		m.Keyring.Size, err = decimal(e, maxKeyring)
+	case "keyring-sha256":
+		var sum []byte
+		if sum, err = hexValue(e, 32, 32); err == nil {
+			m.Keyring.SHA256 = [32]byte(sum)
+		}
+	}
+	return err
 }
 
 func (m *Manifest) readRoot(g *keyGroup, e keyEntry) error {

@@ -24,6 +24,8 @@ var frames = []struct {
 	{frameError, Refusal{Code: 40, Text: "cannot be read"}.encode()},
 	{frameFacts, attested{Seal: boot.Seal{Status: boot.SealValid, Whole: boot.WholeRight}, Facts: slots.Facts{Manifest: [32]byte{1}, Version: "1", DataBlocks: 16, Salt: []byte{1, 2}, Signed: true, FS: "squashfs"}}.encode()},
 	{frameSeal, []byte("a part of a seal")},
+	{frameTrust, []byte("a part of a trust file")},
+	{frameKeys, keys{1, 2, 3}.encode()},
 	{frameProgress, make([]byte, 16)},
 	{frameDone, make([]byte, 32)},
 	{frameDone, nil},
@@ -79,7 +81,7 @@ func FuzzAnswer(f *testing.F) {
 
 // FuzzJob: a job that decodes is the one that was encoded.
 func FuzzJob(f *testing.F) {
-	j := &job{Trust: Trust{Keyring: []byte("PEM"), Compatible: "c", Purpose: "codesign", Formats: []string{"verity"}, RequireSigned: true, Floor: 7}, Class: "rootfs", Room: 9, Offset: 1, Size: 2, Path: "a.raucb", Manifest: boot.Hash{1}, Whole: true, Seal: []byte{1}}
+	j := &job{Trust: Trust{Keyring: []byte("PEM"), Compatible: "c", Purpose: "codesign", Stored: []byte("s"), Pending: []byte("p"), Role: "release", Serial: "4711", RequireCRL: true, Formats: []string{"verity"}, RequireSigned: true, Floor: 7}, Class: "rootfs", Room: 9, Offset: 1, Size: 2, Path: "a.raucb", Manifest: boot.Hash{1}, Whole: true, Seal: []byte{1}, Candidate: []byte("c")}
 	f.Add(j.encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		j, err := decodeJob(b)
@@ -103,7 +105,7 @@ func TestAnswers(t *testing.T) {
 		t.Errorf("%+v became %+v", want, got)
 	}
 	for i, f := range frames {
-		if f.kind == frameSeal || f.kind == frameDone {
+		if f.kind == frameSeal || f.kind == frameTrust || f.kind == frameDone {
 			continue
 		}
 		for n := range f.body {

@@ -32,6 +32,8 @@ type answer struct {
 	err      *Refusal
 	seal     []byte
 	attested *attested
+	trust    []byte
+	keys     *keys
 	manifest boot.Hash
 	done     bool
 }
@@ -71,6 +73,17 @@ func (a *answer) take(kind byte, body []byte, progress func(done, total int64)) 
 			return errAnswer
 		}
 		a.seal = append(a.seal, body...)
+	case frameTrust:
+		if len(a.trust)+len(body) > boot.MaxTrust {
+			return errAnswer
+		}
+		a.trust = append(a.trust, body...)
+	case frameKeys:
+		k, err := decodeKeys(body)
+		if err != nil || a.keys != nil {
+			return errAnswer
+		}
+		a.keys = &k
 	case frameFacts:
 		v, err := decodeAttested(body)
 		if err != nil || a.attested != nil {
@@ -106,16 +119,16 @@ func (d *Device) run(ctx context.Context, role string, j *job, src Source, slot 
 	return a, nil
 }
 
-// scan looks for bundles on a source.
-func (d *Device) scan(ctx context.Context, src Source) ([]Found, []Refusal, error) {
+// scan looks for bundles, keyrings and revocation lists on a source.
+func (d *Device) scan(ctx context.Context, src Source) (*answer, error) {
 	a, err := d.run(ctx, RoleScan, &job{}, src, "", nil)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if a.err != nil {
 		a.refused = append(a.refused, *a.err)
 	}
-	return a.found, a.refused, nil
+	return a, nil
 }
 
 // bundleJob runs check or install on a found bundle. A Refusal is the worker's own; any other error its bad end.

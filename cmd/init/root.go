@@ -186,7 +186,10 @@ func (d *device) leave(s update.Started) error {
 	if err := os.MkdirAll(status.Dir, 0o755); err != nil {
 		return err
 	}
-	for name, content := range map[string][]byte{"boot.json": r.JSON(), "system.conf": d.cfg.Raw, "keyring.pem": d.keyring} {
+	for name, content := range map[string][]byte{"boot.json": r.JSON(), "system.conf": d.cfg.Raw, "keyring.pem": d.keyring, "trust": d.trust.Stored} {
+		if len(content) == 0 {
+			continue
+		}
 		if err := os.WriteFile(filepath.Join(status.Dir, name), content, 0o644); err != nil {
 			return err
 		}
