@@ -241,14 +241,17 @@ func (w *worker) open(ctx context.Context) (*bundle.Bundle, int, error) {
 	return b, i, err
 }
 
-// check reads every block of the payload against the signed root, so that a bundle that is damaged costs the slot
-// nothing.
+// check reads every block of the payload against the signed root, and then what files are in it and how long they are, so
+// that a bundle that is damaged, or signed and not what its manifest says, costs the slot nothing.
 func (w *worker) check(ctx context.Context) error {
-	b, _, err := w.open(ctx)
+	b, i, err := w.open(ctx)
 	if err != nil {
 		return err
 	}
 	if err := b.CheckPayload(ctx, w.progress); err != nil {
+		return err
+	}
+	if _, err := b.Image(i); err != nil {
 		return err
 	}
 	return w.send(frameDone, nil)
