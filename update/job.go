@@ -14,7 +14,8 @@ const (
 	RoleScan    = "scan"    // reads a stick and says which bundles lie on it
 	RoleCheck   = "check"   // reads every block of one bundle before a slot is touched
 	RoleInstall = "install" // writes one bundle's image and tree to one slot
-	RoleAttest  = "attest"  // reads a slot's seal and, when asked, the whole slot
+	RoleSeal    = "seal"    // reads a slot's seal
+	RoleAttest  = "attest"  // reads a slot's seal and the whole slot
 	RoleTrust   = "trust"   // judges keyrings and revocation lists that a scanner found, and has nothing else
 )
 
@@ -29,9 +30,8 @@ type job struct {
 	Path         string
 	Manifest     boot.Hash
 
-	Whole     bool   // attest: read the whole slot
+	Seal      []byte // seal, attest: the seal that is to be judged instead of the one on the slot
 	Candidate []byte // trust: a trust file
-	Seal      []byte // attest: the seal that is to be judged instead of the one on the slot
 }
 
 // Frames of a worker's answer. All numbers little endian; a string is its length in one byte and its bytes.
@@ -49,7 +49,7 @@ const (
 )
 
 // maxAnswers is how many bundles and refusals one source may have.
-const maxAnswers = 16
+const maxAnswers = 32
 
 var errAnswer = errors.New("a worker's answer is malformed")
 
@@ -137,7 +137,6 @@ func (j *job) encode() []byte {
 	e.i64(j.Size)
 	e.str(j.Path)
 	e.raw(j.Manifest[:])
-	e.flag(j.Whole)
 	e.blob(j.Seal)
 	e.blob(j.Candidate)
 	return e.b
@@ -155,7 +154,7 @@ func decodeJob(b []byte) (*job, error) {
 	j.Trust.RequireSigned, j.Trust.Floor = d.flag(), d.i64()
 	j.Class, j.Room = d.str(), d.i64()
 	j.Offset, j.Size, j.Path, j.Manifest = d.i64(), d.i64(), d.str(), d.hash()
-	j.Whole, j.Seal, j.Candidate = d.flag(), d.blob(), d.blob()
+	j.Seal, j.Candidate = d.blob(), d.blob()
 	if err := d.end(); err != nil {
 		return nil, fmt.Errorf("decode job: %w", err)
 	}

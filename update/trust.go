@@ -38,7 +38,6 @@ func TrustOf(c *config.Config, keyring []byte, built int64) Trust {
 // news is what is known of the device's keyring, and what a source adds to it.
 type news struct {
 	floor time.Time
-	built *verify.Keyring
 	now   *verify.Keyring // in force
 	next  *verify.Keyring // with all that came; its version is that of now, or on trial
 	blob  []byte          // what has to be stored for next
@@ -50,19 +49,22 @@ func (t *Trust) news() (*news, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &news{floor: time.Unix(t.Floor, 0), built: built}
-	n.now, n.had, _ = built.Renew(t.Stored, n.floor)
-	n.next, n.blob = n.now, n.had
+	n := &news{floor: time.Unix(t.Floor, 0)}
+	// What is stored was judged when it came: that a signer's certificate has ended since takes nothing back.
+	n.now, n.had, _ = built.Renew(t.Stored, time.Time{})
+	n.next = n.now
 	if len(t.Pending) > 0 {
-		n.add(t.Pending)
-		n.had = n.blob
+		if next, blob, _ := built.Renew(t.Pending, time.Time{}); next.Version > n.now.Version {
+			n.next, n.had = next, blob
+		}
 	}
+	n.blob = n.had
 	return n, nil
 }
 
 // add renews the keyring with what came, and says what of it was not accepted.
 func (n *news) add(data []byte) (notes []*verify.Refusal) {
-	n.next, n.blob, notes = n.built.Renew(slices.Concat(n.blob, data), n.floor)
+	n.next, n.blob, notes = n.next.Renew(data, n.floor)
 	return notes
 }
 
