@@ -47,6 +47,9 @@ func Judge(s State, o Offer, rescue bool, p Policy) Verdict {
 			continue
 		}
 		if e.Manifest == o.Manifest {
+			if s.waits(e, p) {
+				continue
+			}
 			return Verdict{Why: "already installed in " + e.Slot}
 		}
 		if version.Compare(o.Version, e.Version) <= 0 {
@@ -72,6 +75,13 @@ func Judge(s State, o Offer, rescue bool, p Policy) Verdict {
 		return Verdict{Code: 31, Why: "it ended its installer too often and is tried again ever more rarely"}
 	}
 	return Verdict{Take: true}
+}
+
+// waits reports whether a system lies behind others that are older and has never been started: its install was taken for
+// failed, because its seal could not be read back, and it was there all the same. It gets what an install gives it
+// (rule 9).
+func (s State) waits(e Entry, p Policy) bool {
+	return e.Booted == 0 && !e.Good && s.Slots[0].Slot != e.Slot && s.newest(e.Slot, p)
 }
 
 // Better reports whether offer a is to be taken rather than b: the newer one; Judge both first.
