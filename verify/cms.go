@@ -6,6 +6,7 @@ import (
 	"crypto/subtle"
 	"crypto/x509"
 	"errors"
+	"hash"
 	"slices"
 	"time"
 )
@@ -16,6 +17,7 @@ const (
 	MaxCMS     = 64 << 10
 	maxSigners = 8
 	maxCerts   = 16
+	maxCRLs    = 16
 )
 
 // CMS is a SignedData (RFC 5652, section 5) that was parsed and not verified.
@@ -25,6 +27,7 @@ type CMS struct {
 	content     []byte   // nil when detached
 	digests     []string // object identifiers of digestAlgorithms
 	certs       []embedded
+	crls        [][]byte
 	signers     []signerInfo
 }
 
@@ -112,7 +115,16 @@ func ReadCMS(der []byte) (*CMS, error) {
 		}
 	}
 	if sd.peek(tagContext1) {
-		sd.any() // CRLs: only those of the keyring count
+		crls := cursor{rest: sd.take(tagContext1).body}
+		for crls.more() {
+			if len(c.crls) == maxCRLs {
+				return nil, Refuse(Policy, "CMS: more than %d CRLs", maxCRLs)
+			}
+			c.crls = append(c.crls, crls.take(tagSequence).full)
+		}
+		if err := crls.end(); err != nil {
+			return nil, malformed("CRLs", err)
+		}
 	}
 	signers := cursor{rest: sd.take(tagSet).body}
 	if err := sd.end(); err != nil {
@@ -280,6 +292,16 @@ func (c *CMS) Certificates() []*x509.Certificate {
 	return list
 }
 
+// CRLs returns the CRLs that the CMS brings along, not parsed. They do not
+// count for its own verification; [Keyring.Renew] judges them.
+func (c *CMS) CRLs() [][]byte {
+	var list [][]byte
+	for _, b := range c.crls {
+		list = append(list, bytes.Clone(b))
+	}
+	return list
+}
+
 // certificateOf finds the one certificate that a signer names.
 func (c *CMS) certificateOf(s signerInfo) (*x509.Certificate, error) {
 	var found *embedded
@@ -310,6 +332,12 @@ type attributes struct {
 	contentType   string
 	messageDigest []byte
 	signingTime   time.Time
+}
+
+// covers reports whether content has the message digest, made with h.
+func (a attributes) covers(h hash.Hash, content []byte) bool {
+	h.Write(content)
+	return subtle.ConstantTimeCompare(h.Sum(nil), a.messageDigest) == 1
 }
 
 // parseAttributes reads signedAttrs: contentType and messageDigest once each,
