@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -19,86 +20,238 @@ import (
 // P-384, SHA-512 for P-521 and Ed25519. It is an error if [ReadCMS] would
 // refuse the result.
 func Sign(content []byte, detached bool, key crypto.Signer, cert *x509.Certificate, intermediates []*x509.Certificate, at time.Time) ([]byte, error) {
+	return sign(nil, content, detached, key, cert, intermediates, at)
+}
+
+// AddSigner returns cms with a further signer. Its content and what other
+// signers signed stay byte for byte. content is nil when the CMS has it, else
+// what the others signed. One who signed already is refused.
+func AddSigner(cms, content []byte, key crypto.Signer, cert *x509.Certificate, intermediates []*x509.Certificate, at time.Time) ([]byte, error) {
+	if cms == nil {
+		return nil, errors.New("sign: no CMS to add a signer to")
+	}
+	return sign(cms, content, false, key, cert, intermediates, at)
+}
+
+func sign(cms, content []byte, detached bool, key crypto.Signer, cert *x509.Certificate, intermediates []*x509.Certificate, at time.Time) ([]byte, error) {
 	pub, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool })
 	if !ok || !pub.Equal(cert.PublicKey) {
 		return nil, fmt.Errorf("sign: key does not belong to the certificate of %s", name(cert))
 	}
-	if err := checkKey(cert.PublicKey); err != nil {
+	m, err := methodOf(cert)
+	if err != nil {
+		return nil, err
+	}
+	whole := content
+	if cms != nil {
+		c, err := ReadCMS(cms)
+		if err != nil {
+			return nil, fmt.Errorf("sign: %w", err)
+		}
+		if !c.Detached() {
+			whole = c.content
+		}
+	}
+	signed, err := ToBeSigned(whole, cert, at)
+	if err != nil {
+		return nil, err
+	}
+	message, opts := signed, crypto.Hash(0)
+	if m.family != ed25519Sig {
+		message, opts = sumOf(m.hash, signed), m.hash
+	}
+	signature, err := key.Sign(rand.Reader, message, opts)
+	if err != nil {
 		return nil, fmt.Errorf("sign: %w", err)
 	}
-	null := []byte{tagNull, 0}
-	var hash crypto.Hash
-	var sigAlg []byte
-	switch k := cert.PublicKey.(type) {
-	case *rsa.PublicKey:
-		hash, sigAlg = crypto.SHA256, tlv(tagSequence, tlv(tagOID, []byte(oidRSA)), null)
-	case ed25519.PublicKey:
-		hash, sigAlg = crypto.SHA512, tlv(tagSequence, tlv(tagOID, []byte(oidEd25519)))
-	case *ecdsa.PublicKey:
-		oid := oidECDSAWithSHA256
-		switch hash = crypto.SHA256; k.Curve.Params().BitSize {
-		case 384:
-			hash, oid = crypto.SHA384, oidECDSAWithSHA384
-		case 521:
-			hash, oid = crypto.SHA512, oidECDSAWithSHA512
-		}
-		sigAlg = tlv(tagSequence, tlv(tagOID, []byte(oid)))
-	}
-	hashOID := map[crypto.Hash]string{crypto.SHA256: oidSHA256, crypto.SHA384: oidSHA384, crypto.SHA512: oidSHA512}[hash]
-	digestAlg := tlv(tagSequence, tlv(tagOID, []byte(hashOID)))
+	return Assemble(cms, content, detached, cert, intermediates, signed, signature)
+}
 
-	h := hash.New()
-	h.Write(content)
+// ToBeSigned is the first half of [Sign], for a key that is elsewhere: the
+// signed attributes (a SET OF in DER). The signature over them is RSA PKCS #1
+// v1.5 with SHA-256, ECDSA in DER with SHA-256 (P-384: SHA-384, P-521:
+// SHA-512), or Ed25519.
+func ToBeSigned(content []byte, cert *x509.Certificate, at time.Time) ([]byte, error) {
+	m, err := methodOf(cert)
+	if err != nil {
+		return nil, err
+	}
 	attrs := [][]byte{
 		attribute(oidContentType, tlv(tagOID, []byte(oidData))),
-		attribute(oidMessageDigest, tlv(tagOctetString, h.Sum(nil))),
+		attribute(oidMessageDigest, tlv(tagOctetString, sumOf(m.hash, content))),
 	}
 	if !at.IsZero() {
 		attrs = append(attrs, attribute(oidSigningTime, encodeTime(at)))
 	}
-	signed := setOf(tagSet, attrs)
+	return setOf(tagSet, attrs), nil
+}
 
-	var signature []byte
-	var err error
-	if hash == crypto.SHA512 && bytes.Contains(sigAlg, []byte(oidEd25519)) {
-		signature, err = key.Sign(rand.Reader, signed, crypto.Hash(0))
-	} else {
-		h.Reset()
-		h.Write(signed)
-		signature, err = key.Sign(rand.Reader, h.Sum(nil), hash)
+// Assemble is the second half: signature is the one over signed, which came
+// from [ToBeSigned]. With cms nil it makes a new CMS, detached or not, else it
+// adds the signer as [AddSigner] does. The signature is checked.
+func Assemble(cms, content []byte, detached bool, cert *x509.Certificate, intermediates []*x509.Certificate, signed, signature []byte) ([]byte, error) {
+	m, err := methodOf(cert)
+	if err != nil {
+		return nil, err
 	}
+	var d draft
+	if cms == nil {
+		d = newDraft(content, detached)
+	} else {
+		c, err := ReadCMS(cms)
+		if err != nil {
+			return nil, fmt.Errorf("sign: %w", err)
+		}
+		switch {
+		case !c.Detached() && content != nil:
+			return nil, errors.New("sign: the CMS has its content, another is given")
+		case !c.Detached():
+			content = c.content
+		case content == nil:
+			return nil, errors.New("sign: the CMS is detached, its content is needed")
+		}
+		for _, s := range c.signers {
+			if bytes.Equal(s.issuerSerial, sidOf(cert)) || s.keyID != nil && bytes.Equal(s.keyID, cert.SubjectKeyId) {
+				return nil, fmt.Errorf("sign: %s signed already", name(cert))
+			}
+			a, err := parseAttributes(s.attrs)
+			if err != nil {
+				return nil, fmt.Errorf("sign: a signer that is there: %w", err)
+			}
+			hash, err := hashOf(s.digest)
+			if err != nil {
+				return nil, fmt.Errorf("sign: a signer that is there: %w", err)
+			}
+			if !bytes.Equal(sumOf(hash, content), a.messageDigest) {
+				return nil, errors.New("sign: the content is not the one that is signed already")
+			}
+		}
+		d = takeApart(cms)
+	}
+
+	attrs := bytes.Clone(signed)
+	if len(attrs) > 0 && attrs[0] == tagSet {
+		attrs[0] = tagContext0
+	}
+	a, err := parseAttributes(attrs)
 	if err != nil {
 		return nil, fmt.Errorf("sign: %w", err)
 	}
-
-	certs := [][]byte{cert.Raw}
-	for _, c := range intermediates {
-		if !slices.ContainsFunc(certs, func(have []byte) bool { return bytes.Equal(have, c.Raw) }) {
-			certs = append(certs, c.Raw)
-		}
+	if !bytes.Equal(sumOf(m.hash, content), a.messageDigest) {
+		return nil, errors.New("sign: what was signed is not the content")
 	}
+	if err := m.verifySignature(cert.PublicKey, signed, signature); err != nil {
+		return nil, fmt.Errorf("sign: %w", err)
+	}
+	d.digests = append(d.digests, m.digestAlg)
+	d.certs = append(d.certs, cert.Raw)
+	for _, c := range intermediates {
+		d.certs = append(d.certs, c.Raw)
+	}
+	d.signers = append(d.signers, tlv(tagSequence,
+		[]byte{tagInteger, 1, 1}, tlv(tagSequence, sidOf(cert)), m.digestAlg, attrs, m.sigAlg, tlv(tagOctetString, signature)))
+	return d.encode()
+}
+
+// AddCRLs returns cms with CRLs (DER) beside its certificates, where a device
+// finds them. Signatures and content stay byte for byte.
+func AddCRLs(cms []byte, crls ...[]byte) ([]byte, error) {
+	if _, err := ReadCMS(cms); err != nil {
+		return nil, fmt.Errorf("add CRLs: %w", err)
+	}
+	d := takeApart(cms)
+	d.crls = append(d.crls, crls...)
+	return d.encode()
+}
+
+// method is how Sign signs with the key of a certificate.
+type method struct {
+	scheme
+	digestAlg, sigAlg []byte
+}
+
+func methodOf(cert *x509.Certificate) (method, error) {
+	if err := checkKey(cert.PublicKey); err != nil {
+		return method{}, fmt.Errorf("sign: %w", err)
+	}
+	algorithm := func(oid string, params ...[]byte) []byte {
+		return tlv(tagSequence, append([][]byte{tlv(tagOID, []byte(oid))}, params...)...)
+	}
+	m := method{scheme: scheme{hash: crypto.SHA256}}
+	digest := oidSHA256
+	switch k := cert.PublicKey.(type) {
+	case *rsa.PublicKey:
+		m.family, m.sigAlg = rsaPKCS1, algorithm(oidRSA, []byte{tagNull, 0})
+	case ed25519.PublicKey:
+		m.family, m.hash, digest, m.sigAlg = ed25519Sig, crypto.SHA512, oidSHA512, algorithm(oidEd25519)
+	case *ecdsa.PublicKey:
+		m.family = ecdsaSig
+		oid := oidECDSAWithSHA256
+		switch k.Curve.Params().BitSize {
+		case 384:
+			m.hash, digest, oid = crypto.SHA384, oidSHA384, oidECDSAWithSHA384
+		case 521:
+			m.hash, digest, oid = crypto.SHA512, oidSHA512, oidECDSAWithSHA512
+		}
+		m.sigAlg = algorithm(oid)
+	}
+	m.digestAlg = algorithm(digest)
+	return m, nil
+}
+
+// draft is a SignedData in parts, each in DER.
+type draft struct {
+	version              []byte
+	digests              [][]byte
+	encap                []byte
+	certs, crls, signers [][]byte
+}
+
+func newDraft(content []byte, detached bool) draft {
 	encap := [][]byte{tlv(tagOID, []byte(oidData))}
 	if !detached {
 		encap = append(encap, tlv(tagContext0, tlv(tagOctetString, content)))
 	}
-	signed[0] = tagContext0
-	der := tlv(tagSequence,
-		tlv(tagOID, []byte(oidSignedData)),
-		tlv(tagContext0, tlv(tagSequence,
-			[]byte{tagInteger, 1, 1},
-			tlv(tagSet, digestAlg),
-			tlv(tagSequence, encap...),
-			setOf(tagContext0, certs),
-			tlv(tagSet, tlv(tagSequence,
-				[]byte{tagInteger, 1, 1},
-				tlv(tagSequence, cert.RawIssuer, serialOf(cert)),
-				digestAlg,
-				signed,
-				sigAlg,
-				tlv(tagOctetString, signature),
-			)),
-		)),
-	)
+	return draft{version: []byte{tagInteger, 1, 1}, encap: tlv(tagSequence, encap...)}
+}
+
+// takeApart undoes encode. ReadCMS took the CMS.
+func takeApart(cms []byte) draft {
+	list := func(c cursor) (all [][]byte) {
+		for c.more() {
+			all = append(all, c.any().full)
+		}
+		return all
+	}
+	info := cursor{rest: cms}
+	info = cursor{rest: info.any().body}
+	info.any()
+	data := cursor{rest: info.any().body}
+	sd := cursor{rest: data.any().body}
+	d := draft{version: sd.any().full, digests: list(cursor{rest: sd.any().body}), encap: sd.any().full}
+	for sd.more() {
+		switch v := sd.any(); v.tag {
+		case tagContext0:
+			d.certs = list(cursor{rest: v.body})
+		case tagContext1:
+			d.crls = list(cursor{rest: v.body})
+		default:
+			d.signers = list(cursor{rest: v.body})
+		}
+	}
+	return d
+}
+
+func (d draft) encode() ([]byte, error) {
+	parts := [][]byte{d.version, distinct(tagSet, d.digests), d.encap}
+	if d.certs != nil {
+		parts = append(parts, distinct(tagContext0, d.certs))
+	}
+	if d.crls != nil {
+		parts = append(parts, distinct(tagContext1, d.crls))
+	}
+	parts = append(parts, setOf(tagSet, d.signers))
+	der := tlv(tagSequence, tlv(tagOID, []byte(oidSignedData)), tlv(tagContext0, tlv(tagSequence, parts...)))
 	if _, err := ReadCMS(der); err != nil {
 		return nil, fmt.Errorf("sign: %w", err)
 	}
@@ -109,11 +262,18 @@ func attribute(oid string, v []byte) []byte {
 	return tlv(tagSequence, tlv(tagOID, []byte(oid)), tlv(tagSet, v))
 }
 
+// setOf encodes a set in the order of DER.
 func setOf(tag byte, parts [][]byte) []byte {
-	parts = slices.Clone(parts)
-	slices.SortFunc(parts, bytes.Compare)
-	return tlv(tag, parts...)
+	return tlv(tag, slices.SortedFunc(slices.Values(parts), bytes.Compare)...)
 }
+
+// distinct is setOf without what stands there twice.
+func distinct(tag byte, parts [][]byte) []byte {
+	return tlv(tag, slices.CompactFunc(slices.SortedFunc(slices.Values(parts), bytes.Compare), bytes.Equal)...)
+}
+
+// sidOf is what a SignerInfo calls the signer by: issuer and serial number.
+func sidOf(c *x509.Certificate) []byte { return slices.Concat(c.RawIssuer, serialOf(c)) }
 
 // serialOf returns the serial number exactly as it stands in a certificate.
 func serialOf(c *x509.Certificate) []byte {
