@@ -34,17 +34,6 @@ func (t *Trust) settle() {
 	}
 }
 
-// TrustStore keeps trust files where the record is kept. Store implementations have it.
-type TrustStore interface {
-	// LoadTrust returns the trust file with that SHA-256, or an error when it is not there whole.
-	LoadTrust(file Hash) ([]byte, error)
-	// SaveTrust makes a trust file durable and returns its SHA-256. It never writes over those that keep names. A power
-	// cut before it returns leaves them as they were.
-	SaveTrust(b []byte, keep Trust) (Hash, error)
-	// FindTrust returns all trust files that are there whole, for when the record is lost.
-	FindTrust() [][]byte
-}
-
 // MaxTrust is the size of the largest trust file in bytes.
 const MaxTrust = 1 << 20
 

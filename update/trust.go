@@ -116,7 +116,7 @@ func (w *worker) renew() error {
 		return err
 	}
 	k := keys{Now: n.now.Version, Next: n.next.Version}
-	if t := n.next.Newest; !t.IsZero() {
+	if t := n.next.Newest(); !t.IsZero() {
 		k.Newest = t.Unix()
 	}
 	if err := w.send(frameKeys, k.encode()); err != nil {
@@ -151,15 +151,11 @@ func decodeKeys(b []byte) (k keys, err error) {
 // loadTrust reads the trust files that the record names. One that is gone is said: until a stick brings it again what is
 // built in counts, never nothing.
 func (d *Device) loadTrust() {
-	store, ok := d.Store.(boot.TrustStore)
-	if !ok {
-		return
-	}
 	read := func(file boot.Hash) []byte {
 		if file == (boot.Hash{}) {
 			return nil
 		}
-		b, err := store.LoadTrust(file)
+		b, err := d.Store.LoadTrust(file)
 		if err != nil {
 			d.note(err.Error() + ": what is built in counts")
 		}
@@ -169,11 +165,7 @@ func (d *Device) loadTrust() {
 }
 
 // findTrust is loadTrust when the record is lost: all that is there and right counts.
-func (d *Device) findTrust() {
-	if store, ok := d.Store.(boot.TrustStore); ok {
-		d.Trust.Stored = slices.Concat(store.FindTrust()...)
-	}
-}
+func (d *Device) findTrust() { d.Trust.Stored = slices.Concat(d.Store.FindTrust()...) }
 
 // keepTrust names what findTrust found in the record again.
 func (d *Device) keepTrust(ctx context.Context) {
@@ -183,7 +175,7 @@ func (d *Device) keepTrust(ctx context.Context) {
 	found := d.Trust.Stored
 	d.Trust.Stored = nil
 	if d.Trust.Stored, _ = d.judge(ctx, found); d.Trust.Stored != nil {
-		if file, err := d.Store.(boot.TrustStore).SaveTrust(d.Trust.Stored, boot.Trust{}); err == nil {
+		if file, err := d.Store.SaveTrust(d.Trust.Stored, boot.Trust{}); err == nil {
 			d.state = boot.Trusted(d.state, file, 0, d.Policy)
 		}
 	}
@@ -208,15 +200,14 @@ func (d *Device) judge(ctx context.Context, candidate []byte) ([]byte, keys) {
 // renewTrust stores what a source brings for the keyring: newer revocation lists count at once, a newer keyring is on
 // trial. A power cut leaves the old or the new, whole.
 func (d *Device) renewTrust(ctx context.Context, candidate []byte) {
-	store, ok := d.Store.(boot.TrustStore)
-	if !ok || d.facts.ReadOnly || len(candidate) == 0 {
+	if d.facts.ReadOnly || len(candidate) == 0 {
 		return
 	}
 	b, k := d.judge(ctx, candidate)
 	if b == nil {
 		return
 	}
-	file, err := store.SaveTrust(b, d.state.Trust)
+	file, err := d.Store.SaveTrust(b, d.state.Trust)
 	if err != nil {
 		d.note(err.Error())
 		return
