@@ -19,26 +19,36 @@ import (
 // newBundle is `lifeboat bundle`.
 func newBundle() *cobra.Command {
 	cmd := &cobra.Command{Use: "bundle", Short: "make, show, verify and unpack update bundles (RAUC's .raucb)"}
-	cmd.AddCommand(newBundleCreate(), newBundleInfo(), newBundleVerify(), newBundleExtract())
+	cmd.AddCommand(newBundleCreate(), newBundleInfo(), newBundleVerify(), newBundleExtract(),
+		newBundleSign(), newBundleResign(), newBundleDigest(), newBundleAttach())
 	return cmd
 }
 
 func newBundleCreate() *cobra.Command {
 	var s signer
 	var squashfs string
+	var crls, keyrings []string
 	cmd := &cobra.Command{
 		Use:   "create --cert F --key F [flags] INDIR OUT.raucb",
 		Short: "make a bundle of the manifest.raucm and the images in a folder",
 		Long: `INDIR is as for "rauc bundle": a manifest.raucm and the images that it names. Without format= in it the
 bundle is of format verity. [meta.lifeboat] gets the signed root hash of each image; security-epoch= and
-valid-until= there are kept.`,
+valid-until= there are kept. Keyrings and CRLs that go along renew the trust of the devices that install it.`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			key, cert, chain, err := s.load()
+			key, cert, chain, err := s.load(cmd.Context())
 			if err != nil {
 				return err
 			}
 			o := bundle.CreateOptions{Key: key, Cert: cert, Intermediates: chain, SquashfsArgs: strings.Fields(squashfs)}
+			if o.CRLs, err = readCRLs(crls); err != nil {
+				return err
+			}
+			if len(keyrings) > 0 {
+				if o.Keyring, err = joinTrust(keyrings); err != nil {
+					return err
+				}
+			}
 			if err := bundle.Create(cmd.Context(), args[0], args[1], o); err != nil {
 				return err
 			}
@@ -46,10 +56,10 @@ valid-until= there are kept.`,
 			return nil
 		},
 	}
+	s.flags(cmd)
 	f := cmd.Flags()
-	f.StringVar(&s.cert, "cert", "", "certificate of the signer (PEM)")
-	f.StringVar(&s.key, "key", "", "private key of the signer (PEM)")
-	f.StringArrayVar(&s.intermediates, "intermediate", nil, "certificate that goes along in the signature (may be repeated)")
+	f.StringArrayVar(&crls, "crl", nil, "CRL that goes along in the signature (may be repeated)")
+	f.StringArrayVar(&keyrings, "keyring-update", nil, "signed keyring, CRL or trust file that goes along in the payload (may be repeated)")
 	f.StringVar(&squashfs, "mksquashfs-args", "", `more arguments for mksquashfs, like "-comp xz"`)
 	require(cmd, "cert", "key")
 	return cmd

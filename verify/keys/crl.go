@@ -175,7 +175,7 @@ func ParseCRLs(b []byte) ([][]byte, error) {
 		}
 	}
 	if all == nil {
-		return nil, errors.New("has no CRL")
+		return nil, errors.New("no CRL")
 	}
 	for _, der := range all {
 		if _, err := x509.ParseRevocationList(der); err != nil {

@@ -281,7 +281,7 @@ func ParseCertificates(b []byte) ([]*x509.Certificate, error) {
 		certs = append(certs, c)
 	}
 	if certs == nil {
-		return nil, errors.New("has no certificate in PEM form")
+		return nil, errors.New("no certificate in PEM form")
 	}
 	return certs, nil
 }

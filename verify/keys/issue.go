@@ -29,7 +29,7 @@ import (
 // the name.
 type Issue struct {
 	Name  string // of its files: NAME.cert.pem, and NAME.key.pem if a key is made
-	Under string // release, develop or device: the CA is UNDER-ca
+	Under string // release, develop or device: the CA is UNDER-ca; or root
 	Years int    // 0: 10, or as long as the CA
 	Now   time.Time
 
@@ -53,6 +53,9 @@ func (f *Folder) Issue(o Issue) (_ string, err error) {
 		return "", fmt.Errorf("%q is no name: letters, digits, . _ - (at most 64)", o.Name)
 	}
 	ca, kind, name := o.Under+caSuffix, Signer, o.Name
+	if o.Under == "root" { // a signer of keyrings
+		ca = o.Under
+	}
 	if o.Under == "device" {
 		kind, name = Device, deviceDir+"/"+o.Name
 		if err := f.makeDeviceCA(o); err != nil {
@@ -347,7 +350,7 @@ func kindOf(c *x509.Certificate) Kind {
 func ReadRequest(b []byte) (crypto.PublicKey, error) {
 	block, _ := pem.Decode(b)
 	if block == nil || block.Type != "CERTIFICATE REQUEST" && block.Type != "NEW CERTIFICATE REQUEST" {
-		return nil, errors.New("has no certificate request in PEM form")
+		return nil, errors.New("no certificate request in PEM form")
 	}
 	r, err := x509.ParseCertificateRequest(block.Bytes)
 	if err != nil {
@@ -364,13 +367,13 @@ func ParseKey(b []byte) (crypto.Signer, error) {
 	for {
 		var block *pem.Block
 		if block, b = pem.Decode(b); block == nil {
-			return nil, errors.New("has no private key in PEM form")
+			return nil, errors.New("no private key in PEM form")
 		}
 		var key any
 		var err error
 		switch {
 		case block.Type == "ENCRYPTED PRIVATE KEY" || strings.Contains(block.Headers["Proc-Type"], "ENCRYPTED"):
-			return nil, errors.New("is locked with a passphrase, decrypt it first: openssl pkey -in FILE")
+			return nil, errors.New("locked with a passphrase, decrypt it first: openssl pkey -in FILE")
 		case block.Type == "PRIVATE KEY":
 			key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
 		case block.Type == "EC PRIVATE KEY":
