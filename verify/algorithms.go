@@ -44,14 +44,31 @@ const (
 	minRSA, maxRSA     = 2048, 8192 // bits; more would take too long
 )
 
+// family is one bit.
 type family uint8
 
 const (
-	rsaPKCS1 family = iota + 1
+	rsaPKCS1 family = 1 << iota
 	rsaPSS
 	ecdsaSig
 	ed25519Sig
 )
+
+// families are the names in a keyring's [algorithms] allow.
+var families = map[string]family{"rsa": rsaPKCS1, "rsa-pss": rsaPSS, "ecdsa": ecdsaSig, "ed25519": ed25519Sig}
+
+// familyOfKey returns what signatures a key can make.
+func familyOfKey(pub any) family {
+	switch pub.(type) {
+	case *rsa.PublicKey:
+		return rsaPKCS1 | rsaPSS
+	case *ecdsa.PublicKey:
+		return ecdsaSig
+	case ed25519.PublicKey:
+		return ed25519Sig
+	}
+	return 0
+}
 
 // scheme is how a signer's signature is made.
 type scheme struct {
@@ -95,38 +112,47 @@ func schemeOf(digest, signature algorithm) (scheme, error) {
 	if err != nil {
 		return scheme{}, err
 	}
-	s := scheme{hash: h}
-	want := h
-	switch signature.oid {
-	case oidRSA:
-		s.family = rsaPKCS1
+	s := scheme{family: rsaPKCS1, hash: h}
+	if signature.oid != oidRSA { // which names no hash
+		s, err = readScheme(signature)
+	} else if !signature.noParams() {
+		err = Refuse(Policy, "signature algorithm has parameters")
+	}
+	if err != nil {
+		return scheme{}, err
+	}
+	if s.hash != h {
+		return scheme{}, Refuse(BadSignature, "signature over %s, but content digest is %s", s.hash, h)
+	}
+	return s, nil
+}
+
+// readScheme reads a signature algorithm with its hash, as in certificates.
+func readScheme(a algorithm) (scheme, error) {
+	var s scheme
+	switch a.oid {
 	case oidSHA256WithRSA:
-		s.family, want = rsaPKCS1, crypto.SHA256
+		s = scheme{family: rsaPKCS1, hash: crypto.SHA256}
 	case oidSHA384WithRSA:
-		s.family, want = rsaPKCS1, crypto.SHA384
+		s = scheme{family: rsaPKCS1, hash: crypto.SHA384}
 	case oidSHA512WithRSA:
-		s.family, want = rsaPKCS1, crypto.SHA512
+		s = scheme{family: rsaPKCS1, hash: crypto.SHA512}
 	case oidECDSAWithSHA256:
-		s.family, want = ecdsaSig, crypto.SHA256
+		s = scheme{family: ecdsaSig, hash: crypto.SHA256}
 	case oidECDSAWithSHA384:
-		s.family, want = ecdsaSig, crypto.SHA384
+		s = scheme{family: ecdsaSig, hash: crypto.SHA384}
 	case oidECDSAWithSHA512:
-		s.family, want = ecdsaSig, crypto.SHA512
+		s = scheme{family: ecdsaSig, hash: crypto.SHA512}
 	case oidEd25519:
-		s.family, want = ed25519Sig, crypto.SHA512 // RFC 8419, section 3
+		s = scheme{family: ed25519Sig, hash: crypto.SHA512} // RFC 8419, section 3
 	case oidRSAPSS:
-		s.family = rsaPSS
-		if want, s.salt, err = pssParams(signature.params); err != nil {
-			return scheme{}, err
-		}
+		hash, salt, err := pssParams(a.params)
+		return scheme{family: rsaPSS, hash: hash, salt: salt}, err
 	default:
-		return scheme{}, Refuse(Policy, "signature algorithm is not one of RSA, RSA-PSS, ECDSA, Ed25519 with SHA-2")
+		return s, Refuse(Policy, "signature algorithm is not one of RSA, RSA-PSS, ECDSA, Ed25519 with SHA-2")
 	}
-	if s.family != rsaPSS && !signature.noParams() {
-		return scheme{}, Refuse(Policy, "signature algorithm has parameters")
-	}
-	if want != h {
-		return scheme{}, Refuse(BadSignature, "signature over %s, but content digest is %s", want, h)
+	if !a.noParams() {
+		return s, Refuse(Policy, "signature algorithm has parameters")
 	}
 	return s, nil
 }
@@ -186,6 +212,12 @@ func pssParams(b []byte) (crypto.Hash, int, error) {
 	return h, n, nil
 }
 
+func sumOf(h crypto.Hash, b []byte) []byte {
+	state := h.New()
+	state.Write(b)
+	return state.Sum(nil)
+}
+
 // checkKey refuses public keys that are too weak, too big or of other kinds.
 func checkKey(pub any) error {
 	switch k := pub.(type) {
@@ -208,11 +240,7 @@ func checkKey(pub any) error {
 
 // verifySignature checks a signer's signature over message.
 func (s scheme) verifySignature(pub any, message, signature []byte) error {
-	digest := func() []byte {
-		h := s.hash.New()
-		h.Write(message)
-		return h.Sum(nil)
-	}
+	digest := func() []byte { return sumOf(s.hash, message) }
 	ok := false
 	switch k := pub.(type) {
 	case *rsa.PublicKey:
@@ -233,14 +261,18 @@ func (s scheme) verifySignature(pub any, message, signature []byte) error {
 	return nil
 }
 
-// strongSignature says whether a certificate's own signature may count.
-func strongSignature(a x509.SignatureAlgorithm) bool {
+// certificateFamily returns the kind of a certificate's own signature, 0 for
+// one that does not count.
+func certificateFamily(a x509.SignatureAlgorithm) family {
 	switch a {
-	case x509.SHA256WithRSA, x509.SHA384WithRSA, x509.SHA512WithRSA,
-		x509.SHA256WithRSAPSS, x509.SHA384WithRSAPSS, x509.SHA512WithRSAPSS,
-		x509.ECDSAWithSHA256, x509.ECDSAWithSHA384, x509.ECDSAWithSHA512,
-		x509.PureEd25519:
-		return true
+	case x509.SHA256WithRSA, x509.SHA384WithRSA, x509.SHA512WithRSA:
+		return rsaPKCS1
+	case x509.SHA256WithRSAPSS, x509.SHA384WithRSAPSS, x509.SHA512WithRSAPSS:
+		return rsaPSS
+	case x509.ECDSAWithSHA256, x509.ECDSAWithSHA384, x509.ECDSAWithSHA512:
+		return ecdsaSig
+	case x509.PureEd25519:
+		return ed25519Sig
 	}
-	return false
+	return 0
 }

@@ -11,25 +11,42 @@ import (
 )
 
 const (
-	maxIssuers = 5  // certificates above the signer's, anchor included
-	maxChecks  = 17 // signatures of certificates per verification
+	maxIssuers = 5  // certificates above a signer's, anchor included
+	maxChecks  = 48 // signatures of certificates per verification
 )
+
+// effort is the work of one verification, shared by all its chains.
+type effort struct {
+	checks int
+	issued map[[2]*x509.Certificate]bool // child, parent: the signature is right
+	crls   map[crlKey]*crl               // the newest of an issuer; nil: none
+}
+
+type crlKey struct {
+	keyring *Keyring
+	issuer  *x509.Certificate
+}
+
+func newEffort() *effort {
+	return &effort{issued: map[[2]*x509.Certificate]bool{}, crls: map[crlKey]*crl{}}
+}
 
 // search looks for a chain from a signer to an anchor.
 type search struct {
-	rules   Rules
-	pool    []*x509.Certificate // may stand between signer and anchor
-	checks  int
-	chain   []*x509.Certificate // the answer
-	refusal *Refusal            // the best reason so far why there is none
+	*effort
+	rules    Rules
+	pool     []*x509.Certificate // may stand between signer and anchor
+	chain    []*x509.Certificate // the answer
+	warnings []string            // about it
+	refusal  *Refusal            // the best reason so far why there is none
 }
 
-// chain returns signer's chain to an anchor of the keyring. If there are
-// several, one that passes all rules is taken.
-func (c *CMS) chain(signer *x509.Certificate, r Rules) ([]*x509.Certificate, error) {
-	s := search{rules: r}
+// find returns signer's chain to an anchor of the keyring that has the role. If
+// there are several, one that passes all rules is taken.
+func (r Rules) find(signer *x509.Certificate, certs []embedded, e *effort) ([]*x509.Certificate, []string, *Refusal) {
+	s := search{effort: e, rules: r}
 	s.pool = append(s.pool, r.Keyring.Intermediates...)
-	for _, e := range c.certs {
+	for _, e := range certs {
 		if e.cert != nil && !contains(s.pool, e.cert) {
 			s.pool = append(s.pool, e.cert)
 		}
@@ -37,36 +54,41 @@ func (c *CMS) chain(signer *x509.Certificate, r Rules) ([]*x509.Certificate, err
 	switch r.Purpose {
 	case "", "codesign", "smimesign", "any":
 	default:
-		return nil, Refuse(Policy, "check-purpose %q is not known", r.Purpose)
+		return nil, nil, Refuse(Policy, "check-purpose %q is not known", r.Purpose)
 	}
 	if contains(r.Keyring.Anchors, signer) {
-		return nil, Refuse(WrongPurpose, "signer %s is a certificate of the keyring itself", name(signer))
+		return nil, nil, Refuse(WrongPurpose, "signer %s is a certificate of the keyring itself", name(signer))
 	}
 	if s.extend([]*x509.Certificate{signer}) {
-		return s.chain, nil
+		return s.chain, s.warnings, nil
 	}
 	if s.refusal != nil {
-		return nil, s.refusal
+		return nil, nil, s.refusal
 	}
 	refusal := Refuse(Untrusted, "signer %s: no issuer in the keyring (issued by %s)", name(signer), issuerName(signer))
 	refusal.Hint = "the keyring is for other signers, or an intermediate certificate is missing in the bundle"
-	return nil, refusal
+	return nil, nil, refusal
 }
 
 // extend tries every issuer of the last certificate of path. It returns true
 // when s.chain is found.
 func (s *search) extend(path []*x509.Certificate) bool {
 	child := path[len(path)-1]
-	for _, anchor := range s.rules.Keyring.Anchors {
-		if !s.issued(child, anchor) {
+	for i, anchor := range s.rules.Keyring.Anchors {
+		if !s.isIssuer(child, anchor) {
+			continue
+		}
+		if !s.rules.Keyring.has(i, s.rules.role()) {
+			s.note(Refuse(Untrusted, "signer %s: %s is trusted for other roles than %s", name(path[0]), name(anchor), s.rules.role()))
 			continue
 		}
 		whole := append(slices.Clone(path), anchor)
-		if err := s.rules.judge(whole); err != nil {
+		warnings, err := s.judge(whole)
+		if err != nil {
 			s.note(err)
 			continue
 		}
-		s.chain = whole
+		s.chain, s.warnings = whole, warnings
 		return true
 	}
 	if len(path) >= maxIssuers {
@@ -81,7 +103,7 @@ func (s *search) extend(path []*x509.Certificate) bool {
 		}) {
 			continue
 		}
-		if s.issued(child, next) && s.extend(append(slices.Clone(path), next)) {
+		if s.isIssuer(child, next) && s.extend(append(slices.Clone(path), next)) {
 			return true
 		}
 	}
@@ -94,45 +116,56 @@ func (s *search) note(r *Refusal) {
 		if r == nil {
 			return -1
 		}
-		return slices.Index([]Code{Untrusted, Policy, WrongPurpose, Expired}, r.Code)
+		return slices.Index([]Code{Untrusted, Policy, WrongPurpose, Expired, Revoked}, r.Code)
 	}
 	if rank(r) > rank(s.refusal) {
 		s.refusal = r
 	}
 }
 
-// issued reports whether parent's key signed child, by algorithms that count.
-func (s *search) issued(child, parent *x509.Certificate) bool {
+// isIssuer reports whether parent's key signed child, by algorithms that count.
+func (s *search) isIssuer(child, parent *x509.Certificate) bool {
 	if !bytes.Equal(child.RawIssuer, parent.RawSubject) || !keyIDsMatch(child, parent) {
-		return false
-	}
-	if s.checks++; s.checks > maxChecks {
-		s.note(Refuse(Untrusted, "too many certificates of the same name"))
 		return false
 	}
 	if err := checkKey(parent.PublicKey); err != nil {
 		s.note(Refuse(Policy, "certificate of %s: %w", name(parent), err))
 		return false
 	}
-	if !strongSignature(child.SignatureAlgorithm) {
+	switch f := certificateFamily(child.SignatureAlgorithm); {
+	case f == 0:
 		s.note(Refuse(Policy, "certificate of %s: signed with %s", name(child), child.SignatureAlgorithm))
 		return false
+	case f&s.rules.allowed() == 0:
+		s.note(Refuse(Policy, "certificate of %s: %s is not allowed by the keyring", name(child), child.SignatureAlgorithm))
+		return false
 	}
-	return parent.CheckSignature(child.SignatureAlgorithm, child.RawTBSCertificate, child.Signature) == nil
+	link := [2]*x509.Certificate{child, parent}
+	right, known := s.issued[link]
+	if !known {
+		if s.checks++; s.checks > maxChecks {
+			s.note(Refuse(Untrusted, "too many certificates of the same name"))
+			return false
+		}
+		right = parent.CheckSignature(child.SignatureAlgorithm, child.RawTBSCertificate, child.Signature) == nil
+		s.issued[link] = right
+	}
+	return right
 }
 
 // judge applies everything but signatures to a chain, signer first.
-func (r Rules) judge(chain []*x509.Certificate) *Refusal {
+func (s *search) judge(chain []*x509.Certificate) (warnings []string, refusal *Refusal) {
+	r := s.rules
 	between := 0 // certificates that count for pathLen
 	for i, c := range chain {
 		if err := checkForm(c, i > 0); err != nil {
-			return Refuse(Untrusted, "certificate of %s: %w", name(c), err)
+			return nil, Refuse(Untrusted, "certificate of %s: %w", name(c), err)
 		}
 		if i == 0 {
 			continue
 		}
 		if limit, ok := pathLen(c); ok && between > limit {
-			return Refuse(Untrusted, "certificate of %s: allows %d CAs below it, there are %d", name(c), limit, between)
+			return nil, Refuse(Untrusted, "certificate of %s: allows %d CAs below it, there are %d", name(c), limit, between)
 		}
 		if !selfIssued(c) {
 			between++
@@ -140,7 +173,7 @@ func (r Rules) judge(chain []*x509.Certificate) *Refusal {
 	}
 	signer := chain[0]
 	if signer.BasicConstraintsValid && signer.IsCA {
-		return Refuse(WrongPurpose, "signer %s is a CA; bundles are signed with certificates that are none", name(signer))
+		return nil, Refuse(WrongPurpose, "signer %s is a CA; bundles are signed with certificates that are none", name(signer))
 	}
 	if err := checkPurpose(r.Purpose, chain); err != nil {
 		refusal := Refuse(WrongPurpose, "%w", err)
@@ -148,20 +181,64 @@ func (r Rules) judge(chain []*x509.Certificate) *Refusal {
 			refusal.Hint = "stock RAUC accepts it, because RAUC's own default is check-purpose=smimesign; " +
 				"to do the same set check-purpose=smimesign in section [keyring] of system.conf"
 		}
-		return refusal
+		return nil, refusal
 	}
 	if r.AtBoot {
-		return nil
+		return nil, nil
+	}
+	if warnings, refusal = s.checkRevocation(chain); refusal != nil {
+		return nil, refusal
 	}
 	for _, c := range chain[:len(chain)-1] {
 		if r.Now.After(c.NotAfter) {
-			return Refuse(Expired, "certificate of %s: was valid until %s", name(c), c.NotAfter.UTC().Format(time.RFC3339))
+			return nil, Refuse(Expired, "certificate of %s: was valid until %s", name(c), c.NotAfter.UTC().Format(time.RFC3339))
 		}
 		if r.Trusted && r.Now.Before(c.NotBefore) {
-			return Refuse(Expired, "certificate of %s: is valid from %s on", name(c), c.NotBefore.UTC().Format(time.RFC3339))
+			return nil, Refuse(Expired, "certificate of %s: is valid from %s on", name(c), c.NotBefore.UTC().Format(time.RFC3339))
 		}
 	}
-	return nil
+	return warnings, nil
+}
+
+// checkRevocation looks for every key of a chain in the keyring's list, and for
+// every certificate but the anchor in the newest CRL of its issuer.
+func (s *search) checkRevocation(chain []*x509.Certificate) (warnings []string, refusal *Refusal) {
+	r := s.rules
+	for _, c := range chain {
+		if slices.Contains(r.Keyring.Revoked, SPKI(c)) {
+			return nil, Refuse(Revoked, "the key of %s is revoked by the keyring", name(c))
+		}
+	}
+	for i, c := range chain[:len(chain)-1] {
+		issuer := chain[i+1]
+		key := crlKey{r.Keyring, issuer}
+		list, known := s.crls[key]
+		if !known {
+			for _, l := range r.Keyring.crls {
+				switch err := l.signedBy(issuer, r.allowed()); {
+				case err == nil && (list == nil || l.newer(list)):
+					list = l
+				case err != nil && err.Code != Untrusted:
+					warnings = append(warnings, "ignored: "+err.Text)
+				}
+			}
+			s.crls[key] = list
+		}
+		switch {
+		case list == nil && r.RequireCRL:
+			return nil, Refuse(Revoked, "certificate of %s: no CRL of %s, and one is required", name(c), name(issuer))
+		case list == nil:
+		case list.revokes(serialOf(c)):
+			return nil, Refuse(Revoked, "certificate of %s: revoked by %s, CRL number %s", name(c), name(issuer), list.showNumber())
+		case r.Now.After(list.nextUpdate):
+			text := fmt.Sprintf("the CRL of %s is stale: the next one was due at %s", name(issuer), list.nextUpdate.Format(time.RFC3339))
+			if r.StaleCRL && r.Trusted {
+				return nil, Refuse(Revoked, "%s", text)
+			}
+			warnings = append(warnings, text)
+		}
+	}
+	return warnings, nil
 }
 
 func pathLen(c *x509.Certificate) (int, bool) {

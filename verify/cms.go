@@ -2,11 +2,12 @@ package verify
 
 import (
 	"bytes"
+	"cmp"
 	"crypto"
 	"crypto/subtle"
 	"crypto/x509"
 	"errors"
-	"hash"
+	"fmt"
 	"slices"
 	"time"
 )
@@ -258,6 +259,12 @@ type Signer struct {
 	Algorithm string
 	// SigningTime is what the signer claims; zero where it claims nothing.
 	SigningTime time.Time
+
+	// Chain leads to an anchor, signer first; nil before verification and where
+	// the signer does not count.
+	Chain    []*x509.Certificate
+	Warnings []string
+	Err      error // of Examine: why it does not count
 }
 
 // Signers returns what the CMS says about its signers, before any check. It is
@@ -334,12 +341,6 @@ type attributes struct {
 	signingTime   time.Time
 }
 
-// covers reports whether content has the message digest, made with h.
-func (a attributes) covers(h hash.Hash, content []byte) bool {
-	h.Write(content)
-	return subtle.ConstantTimeCompare(h.Sum(nil), a.messageDigest) == 1
-}
-
 // parseAttributes reads signedAttrs: contentType and messageDigest once each,
 // signingTime and S/MIME capabilities at most once, one value each, no others.
 func parseAttributes(full []byte) (attributes, error) {
@@ -404,6 +405,12 @@ func checkUnsigned(b []byte) error {
 // Rules are what a signature is judged by.
 type Rules struct {
 	Keyring *Keyring
+	// Pending is a keyring that is on trial: what it accepts is accepted as
+	// well. May be nil.
+	Pending *Keyring
+	// Role that the anchors must have, and whose threshold counts; "" is
+	// "release".
+	Role string
 	// Purpose is what the certificates have to be made for: "codesign" (also
 	// when empty), "smimesign" or "any", as in RAUC's check-purpose.
 	Purpose string
@@ -413,24 +420,48 @@ type Rules struct {
 	// Otherwise only a certificate that ended before Now is refused, and none
 	// for being not yet valid.
 	Trusted bool
-	// AtBoot is the check of a slot's seal at boot: validity dates are not
-	// looked at, or time alone would stop a device.
+	// RequireCRL refuses a chain in which an issuer has no CRL.
+	RequireCRL bool
+	// StaleCRL refuses, by a trusted clock, a chain with a CRL whose successor
+	// is overdue. Without it that is a warning.
+	StaleCRL bool
+	// AtBoot is the check of a slot's seal at boot: validity dates, revocation
+	// and the keyring's list of algorithms are not looked at, or they would
+	// stop a device that runs. Roles and thresholds count.
 	AtBoot bool
+}
+
+func (r Rules) role() string { return cmp.Or(r.Role, "release") }
+
+func (r Rules) allowed() family {
+	if r.AtBoot || r.Keyring.allowed == 0 {
+		return ^family(0)
+	}
+	return r.Keyring.allowed
 }
 
 // Signed is what a verified CMS stands for.
 type Signed struct {
 	Content     []byte              // nil when detached
-	Chain       []*x509.Certificate // signer first, anchor last
-	SigningTime time.Time           // the signer's claim; zero where absent
+	Chain       []*x509.Certificate // of the first signer that counts: signer first, anchor last
+	SigningTime time.Time           // that signer's claim; zero where absent
+	Signers     []Signer            // all that count, each key once
+	// UnderPending says that Rules.Pending accepts the CMS.
+	UnderPending bool
+	// Warnings are for people: a stale CRL, a signer that did not count.
+	Warnings []string
 }
 
-// Verify judges the signature, its certificates, and the content, in this
+// Verify judges the signatures, their certificates, and the content, in this
 // order. digest returns the hash of the content of a detached signature, which
-// is asked for only when everything else is right; it has to be nil when the
-// content is attached. An error of digest is returned as it is.
+// is asked for only when everything else is right, once for each hash that
+// signers use; it has to be nil when the content is attached. An error of digest
+// is returned as it is.
 //
-// Exactly one signer is accepted, as RAUC does.
+// The number of keys whose signature is right and leads to an anchor of the role
+// has to reach the keyring's threshold. Other signers are not counted and do no
+// harm. Where there is one signer and one is enough, its own refusal is
+// returned, else [Threshold].
 func (c *CMS) Verify(r Rules, digest func(crypto.Hash) ([]byte, error)) (*Signed, error) {
 	if r.Keyring == nil || len(r.Keyring.Anchors) == 0 {
 		return nil, Refuse(KeyMissing, "no keyring to verify with")
@@ -442,57 +473,201 @@ func (c *CMS) Verify(r Rules, digest func(crypto.Hash) ([]byte, error)) (*Signed
 		return nil, Refuse(Malformed, "CMS has content, but a detached one is needed here")
 	case len(c.signers) == 0:
 		return nil, Refuse(BadSignature, "not signed by anyone")
-	case len(c.signers) > 1:
-		return nil, Refuse(Threshold, "%d signers: exactly one is accepted", len(c.signers))
 	}
-	s := c.signers[0]
+	for i, s := range c.signers {
+		if slices.ContainsFunc(c.signers[:i], func(o signerInfo) bool { return bytes.Equal(s.full, o.full) }) {
+			return nil, Refuse(Threshold, "the same signature stands in the CMS twice")
+		}
+	}
+	if !c.Detached() {
+		digest = func(h crypto.Hash) ([]byte, error) { return sumOf(h, c.content), nil }
+	}
+	signers := c.examine(r)
+	sums := make(map[crypto.Hash][]byte)
+	for {
+		signed, err := r.decide(signers)
+		if err != nil {
+			return nil, err
+		}
+		again := false
+		for i := range signers {
+			s := &signers[i]
+			if s.err != nil || s.read || !s.counted() {
+				continue
+			}
+			sum, known := sums[s.how.hash]
+			if !known {
+				if sum, err = digest(s.how.hash); err != nil {
+					return nil, err
+				}
+				sums[s.how.hash] = sum
+			}
+			s.read = true
+			if subtle.ConstantTimeCompare(sum, s.attrs.messageDigest) != 1 {
+				s.err, again = Refuse(BadSignature, "content is not the one that was signed"), true
+			}
+		}
+		if !again {
+			signed.Content = c.Unverified()
+			return signed, nil
+		}
+	}
+}
+
+// Examine judges each signer but for the content, in the order of the CMS. It is
+// for showing why [CMS.Verify] decides as it does.
+func (c *CMS) Examine(r Rules) []Signer {
+	if r.Keyring == nil {
+		r.Keyring = new(Keyring)
+	}
+	var list []Signer
+	for _, s := range c.examine(r) {
+		out := s.Signer
+		out.Chain, out.Warnings, out.Err = s.under[0].chain, s.under[0].warnings, s.under[0].err
+		if s.under[1].chain != nil && out.Chain == nil {
+			out.Chain, out.Warnings, out.Err = s.under[1].chain, s.under[1].warnings, nil
+		}
+		if s.err != nil {
+			out.Err = s.err
+		}
+		list = append(list, out)
+	}
+	return list
+}
+
+// examined is a signer and what there is to say about it.
+type examined struct {
+	Signer
+	how   scheme
+	attrs attributes
+	read  bool // the content was compared
+	err   error
+	under [2]struct { // keyring and pending keyring
+		chain    []*x509.Certificate // nil: does not count
+		warnings []string
+		err      error
+	}
+}
+
+func (s *examined) counted() bool { return s.under[0].chain != nil || s.under[1].chain != nil }
+
+func (c *CMS) examine(r Rules) []examined {
+	work := newEffort()
+	list := make([]examined, len(c.signers))
+	for i, shown := range c.Signers() {
+		s := &list[i]
+		s.Signer = shown
+		if s.err = c.checkSigner(c.signers[i], s); s.err != nil {
+			continue
+		}
+		for n, k := range []*Keyring{r.Keyring, r.Pending} {
+			u := &s.under[n]
+			if k == nil {
+				continue
+			}
+			r := r
+			r.Keyring = k
+			if s.how.family&r.allowed() == 0 {
+				u.err = Refuse(Policy, "signer %s: %s is not allowed by the keyring", name(s.Certificate), s.how)
+				continue
+			}
+			chain, warnings, refusal := r.find(s.Certificate, c.certs, work)
+			if u.chain, u.warnings = chain, warnings; refusal != nil {
+				u.err = refusal
+			}
+		}
+	}
+	return list
+}
+
+// checkSigner judges what has nothing to do with a keyring.
+func (c *CMS) checkSigner(s signerInfo, out *examined) error {
 	how, err := schemeOf(s.digest, s.algorithm)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if !slices.Contains(c.digests, s.digest.oid) {
-		return nil, Refuse(Malformed, "CMS: the signer's digest algorithm is not announced")
+		return Refuse(Malformed, "CMS: the signer's digest algorithm is not announced")
 	}
 	attrs, err := parseAttributes(s.attrs)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if c.contentType != oidData || attrs.contentType != c.contentType {
-		return nil, Refuse(BadSignature, "content type is not plain data, or not the one that was signed")
+		return Refuse(BadSignature, "content type is not plain data, or not the one that was signed")
 	}
 	if err := checkUnsigned(s.unsigned); err != nil {
-		return nil, err
+		return err
 	}
 	signer, err := c.certificateOf(s)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := checkKey(signer.PublicKey); err != nil {
-		return nil, Refuse(Policy, "signer %s: %w", name(signer), err)
+		return Refuse(Policy, "signer %s: %w", name(signer), err)
 	}
 	// What is signed is the SET OF, not the [0] that stands in its place.
 	message := bytes.Clone(s.attrs)
 	message[0] = tagSet
-	if err := how.verifySignature(signer.PublicKey, message, s.signature); err != nil {
-		return nil, err
-	}
-	chain, err := c.chain(signer, r)
-	if err != nil {
-		return nil, err
-	}
+	out.how, out.attrs = how, attrs
+	return how.verifySignature(signer.PublicKey, message, s.signature)
+}
 
-	var sum []byte
-	if digest != nil {
-		if sum, err = digest(how.hash); err != nil {
-			return nil, err
+// decide counts the signers under each keyring.
+func (r Rules) decide(list []examined) (*Signed, error) {
+	signed, refusal := r.Keyring.count(list, 0, r.role())
+	if r.Pending != nil {
+		pending, err := r.Pending.count(list, 1, r.role())
+		if err == nil {
+			if signed == nil {
+				signed = pending
+			}
+			signed.UnderPending = true
 		}
-	} else {
-		h := how.hash.New()
-		h.Write(c.content)
-		sum = h.Sum(nil)
 	}
-	if len(sum) != how.hash.Size() || subtle.ConstantTimeCompare(sum, attrs.messageDigest) != 1 {
-		return nil, Refuse(BadSignature, "content is not the one that was signed")
+	if signed == nil {
+		return nil, refusal
 	}
-	return &Signed{Content: c.Unverified(), Chain: chain, SigningTime: attrs.signingTime}, nil
+	return signed, nil
+}
+
+func (k *Keyring) count(list []examined, under int, role string) (*Signed, error) {
+	s := new(Signed)
+	keys := make(map[[32]byte]bool)
+	var reasons []error
+	for i := range list {
+		e, u := &list[i], &list[i].under[under]
+		switch err := cmp.Or(e.err, u.err); {
+		case err != nil:
+			reasons = append(reasons, err)
+		case keys[SPKI(e.Certificate)]:
+			reasons = append(reasons, Refuse(Threshold, "signer %s: its key counts only once", name(e.Certificate)))
+		default:
+			keys[SPKI(e.Certificate)] = true
+			counted := e.Signer
+			counted.Chain, counted.Warnings = u.chain, u.warnings
+			s.Signers = append(s.Signers, counted)
+			for _, w := range u.warnings {
+				if !slices.Contains(s.Warnings, w) {
+					s.Warnings = append(s.Warnings, w)
+				}
+			}
+		}
+	}
+	need := k.Threshold(role)
+	if len(keys) >= need {
+		s.Chain, s.SigningTime = s.Signers[0].Chain, s.Signers[0].SigningTime
+		for _, err := range reasons {
+			s.Warnings = append(s.Warnings, "not counted: "+err.Error())
+		}
+		return s, nil
+	}
+	if len(list) == 1 && need == 1 {
+		return nil, reasons[0]
+	}
+	text := fmt.Sprintf("%d of %d signers count, %d needed", len(keys), len(list), need)
+	for _, err := range reasons {
+		text += "; " + err.Error()
+	}
+	return nil, Refuse(Threshold, "%s", text)
 }

@@ -120,6 +120,99 @@ func keyringOf(pairs ...*pair) *Keyring {
 	return k
 }
 
+// forgedCRL is a CRL of free choice. Its zero value is completed by der to a
+// good one, number 1.
+type forgedCRL struct {
+	by         *pair
+	version    []byte
+	issuer     []byte
+	innerAlg   []byte
+	this, next []byte
+	revoked    []*pair
+	entries    [][]byte
+	number     int64
+	exts       [][]byte // beside number and key identifier
+	noNumber   bool
+	noExts     bool
+	sign       func(tbs []byte) []byte
+}
+
+func ext(n int, critical bool, v []byte) []byte {
+	parts := [][]byte{tlv(tagOID, []byte(oidExtensions+string(rune(n))))}
+	if critical {
+		parts = append(parts, []byte{tagBoolean, 1, 0xff})
+	}
+	return tlv(tagSequence, append(parts, tlv(tagOctetString, v))...)
+}
+
+func integer(n int64) []byte {
+	b := big.NewInt(n).Bytes()
+	if len(b) == 0 || b[0] >= 0x80 {
+		b = append([]byte{0}, b...)
+	}
+	return tlv(tagInteger, b)
+}
+
+// entry revokes a serial number (INTEGER).
+func entry(serial []byte, exts ...[]byte) []byte {
+	parts := [][]byte{serial, encodeTime(now)}
+	if exts != nil {
+		parts = append(parts, tlv(tagSequence, exts...))
+	}
+	return tlv(tagSequence, parts...)
+}
+
+func (f forgedCRL) der(t testing.TB) []byte {
+	t.Helper()
+	sigAlg, hash := alg(oidECDSAWithSHA256), crypto.SHA256
+	if f.version == nil {
+		f.version = []byte{tagInteger, 1, 1}
+	}
+	if f.innerAlg == nil {
+		f.innerAlg = sigAlg
+	}
+	if f.issuer == nil {
+		f.issuer = f.by.cert.RawSubject
+	}
+	if f.this == nil {
+		f.this = encodeTime(now.AddDate(0, -1, 0))
+	}
+	if f.next == nil {
+		f.next = encodeTime(now.AddDate(0, 1, 0))
+	}
+	if f.number == 0 {
+		f.number = 1
+	}
+	for _, p := range f.revoked {
+		f.entries = append(f.entries, entry(serialOf(p.cert)))
+	}
+	exts := f.exts
+	if !f.noNumber {
+		exts = append(exts, ext(extCRLNumber, false, integer(f.number)))
+	}
+	if id := f.by.cert.SubjectKeyId; id != nil {
+		exts = append(exts, ext(extAuthorityKeyID, false, tlv(tagSequence, tlv(tagContext, id))))
+	}
+	parts := [][]byte{f.version, f.innerAlg, f.issuer, f.this, f.next}
+	if f.entries != nil {
+		parts = append(parts, tlv(tagSequence, f.entries...))
+	}
+	if !f.noExts {
+		parts = append(parts, tlv(tagContext0, tlv(tagSequence, exts...)))
+	}
+	tbs := tlv(tagSequence, parts...)
+	if f.sign == nil {
+		f.sign = func(tbs []byte) []byte {
+			sig, err := f.by.key.Sign(rand.Reader, sum(hash, tbs), hash)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return sig
+		}
+	}
+	return tlv(tagSequence, tbs, sigAlg, tlv(tagBitString, []byte{0}, f.sign(tbs)))
+}
+
 // forge is a CMS of free choice. Its zero value is completed by der to one
 // like Sign makes.
 type forge struct {
@@ -131,6 +224,7 @@ type forge struct {
 	certs       [][]byte
 	crls        []byte
 	signers     []forgedSigner
+	repeat      int // how often the last SignerInfo stands there again, byte for byte
 }
 
 type forgedSigner struct {
@@ -185,6 +279,9 @@ func (f forge) der(t testing.TB, content []byte) []byte {
 			s.digestAlg = alg(oidSHA256)
 		}
 		digests = append(digests, s.digestAlg)
+	}
+	for range f.repeat {
+		signers = append(signers, signers[len(signers)-1])
 	}
 	if f.digests != nil {
 		digests = f.digests

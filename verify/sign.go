@@ -58,9 +58,7 @@ func sign(cms, content []byte, detached bool, key crypto.Signer, cert *x509.Cert
 	}
 	message, opts := signed, crypto.Hash(0)
 	if m.family != ed25519Sig {
-		h := m.hash.New()
-		h.Write(signed)
-		message, opts = h.Sum(nil), m.hash
+		message, opts = sumOf(m.hash, signed), m.hash
 	}
 	signature, err := key.Sign(rand.Reader, message, opts)
 	if err != nil {
@@ -78,11 +76,9 @@ func ToBeSigned(content []byte, cert *x509.Certificate, at time.Time) ([]byte, e
 	if err != nil {
 		return nil, err
 	}
-	h := m.hash.New()
-	h.Write(content)
 	attrs := [][]byte{
 		attribute(oidContentType, tlv(tagOID, []byte(oidData))),
-		attribute(oidMessageDigest, tlv(tagOctetString, h.Sum(nil))),
+		attribute(oidMessageDigest, tlv(tagOctetString, sumOf(m.hash, content))),
 	}
 	if !at.IsZero() {
 		attrs = append(attrs, attribute(oidSigningTime, encodeTime(at)))
@@ -126,7 +122,7 @@ func Assemble(cms, content []byte, detached bool, cert *x509.Certificate, interm
 			if err != nil {
 				return nil, fmt.Errorf("sign: a signer that is there: %w", err)
 			}
-			if h := hash.New(); !a.covers(h, content) {
+			if !bytes.Equal(sumOf(hash, content), a.messageDigest) {
 				return nil, errors.New("sign: the content is not the one that is signed already")
 			}
 		}
@@ -141,7 +137,7 @@ func Assemble(cms, content []byte, detached bool, cert *x509.Certificate, interm
 	if err != nil {
 		return nil, fmt.Errorf("sign: %w", err)
 	}
-	if !a.covers(m.hash.New(), content) {
+	if !bytes.Equal(sumOf(m.hash, content), a.messageDigest) {
 		return nil, errors.New("sign: what was signed is not the content")
 	}
 	if err := m.verifySignature(cert.PublicKey, signed, signature); err != nil {
