@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -23,7 +24,7 @@ func newKeysKeyring() *cobra.Command {
 		Use:   "keyring",
 		Short: "make, sign, join and show signed keyrings, by which devices renew their trust",
 	}
-	cmd.AddCommand(newKeyringCreate(), newKeyringSign(), newKeyringBundle())
+	cmd.AddCommand(newKeyringCreate(), newKeyringSign(), newKeyringBundle(), newKeyringShow(), newKeyringCheck())
 	return cmd
 }
 
@@ -89,7 +90,7 @@ text may be edited; "keys keyring sign" checks it.`,
 			if err != nil {
 				return err
 			}
-			if _, err := verify.ParseKeyring(text); err != nil {
+			if _, err := verify.ParseKeyring(text); err != nil { // as the device would
 				return fmt.Errorf("create %s: %w", args[0], err)
 			}
 			if err := writeNew(args[0], text); err != nil {
@@ -131,6 +132,9 @@ role keyring; one who counts in both counts for both.`,
 				return err
 			}
 			fail := func(err error) error { return fmt.Errorf("sign %s: %w", args[0], err) }
+			if cert.IsCA {
+				return fail(errors.New("the certificate is that of a CA, which signs no keyrings: keys issue --under root NAME"))
+			}
 			var cms []byte
 			if add {
 				keyrings, crls, err := keys.SplitTrust(in)
@@ -145,15 +149,17 @@ role keyring; one who counts in both counts for both.`,
 				if len(args) != 2 {
 					return usagef("OUT is needed: the text stays")
 				}
-				if !bytes.HasPrefix(bytes.TrimSpace(in), []byte("[")) {
+				if !isText(in) {
 					return fmt.Errorf("%s is not the text of a keyring (--add adds a signer to a signed one)", args[0])
 				}
 				if cms, err = verify.Sign(in, false, key, cert, chain, time.Now()); err != nil {
 					return fail(err)
 				}
 			}
-			if _, err := verify.ParseKeyring(cms); err != nil {
+			if k, err := verify.ParseKeyring(cms); err != nil {
 				return fail(err)
+			} else if k.Version == 0 {
+				return fail(errors.New("a keyring of PEM is not signed: keys keyring create makes one that is"))
 			}
 			if len(args) == 2 {
 				if err := writeNew(args[1], cms); err != nil {
