@@ -281,8 +281,8 @@ func newBundleVerify() *cobra.Command {
 		Use:   "verify --keyring F [flags] BUNDLE",
 		Short: "check everything about a bundle that can be checked without the device",
 		Long: `Prints a line for each check, and what was not checked. The exit status says why a bundle was refused:
-20 malformed, 21 signature, 22 not trusted, 23 expired, 26 purpose of the certificate, 27 not for this device,
-29 no longer valid, 30 content differs from what was signed, 31 not allowed (format, algorithm, size),
+20 malformed, 21 signature, 22 not trusted, 23 expired, 24 revoked, 25 too few signers, 26 purpose of the certificate,
+27 not for this device, 29 no longer valid, 30 content differs from what was signed, 31 not allowed (format, algorithm, size),
 32 no keyring, 40 it could not be read.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -320,7 +320,12 @@ func verifyBundle(cmd *cobra.Command, name string, t trust, o bundle.Options) er
 	ok := func(format string, args ...any) { cmd.Println("ok: " + printable(fmt.Sprintf(format, args...))) }
 	ok("container: %d bytes, signature of %d", f.Size(), len(b.CMS))
 	chain := b.Signed.Chain
-	ok("signature: by %s", chain[0].Subject)
+	for _, s := range b.Signed.Signers {
+		ok("signature: by %s", s.Certificate.Subject)
+	}
+	for _, w := range b.Signed.Warnings {
+		cmd.Println("warning: " + printable(w))
+	}
 	names := make([]string, len(chain))
 	for i, c := range chain {
 		names[i] = c.Subject.String()

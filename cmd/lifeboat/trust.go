@@ -22,13 +22,17 @@ import (
 // trust is what the flags say a signature is judged by.
 type trust struct {
 	keyring string
+	updates []string
+	role    string
 	purpose string
 	at      string
 }
 
 func (t *trust) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&t.keyring, "keyring", "", "PEM file with the self-signed certificates of the CAs that are trusted")
+	f.StringVar(&t.keyring, "keyring", "", "PEM file with the self-signed certificates of the CAs that are trusted, or a keyring of keys keyring")
+	f.StringArrayVar(&t.updates, "trust", nil, "signed keyrings and CRLs that a device with this keyring has found as well (may be repeated)")
+	f.StringVar(&t.role, "role", "release", "what the keyring must trust the signers for: release or dev")
 	f.StringVar(&t.purpose, "purpose", "codesign", "what the signer's certificate must be made for: codesign, smimesign or any")
 	f.StringVar(&t.at, "at", "", "judge as at this time (RFC 3339, like 2026-01-31T12:00:00Z) instead of now")
 }
@@ -41,12 +45,26 @@ func (t *trust) rules() (verify.Rules, error) {
 	default:
 		return r, usagef("--purpose %q is none of codesign, smimesign, any", t.purpose)
 	}
+	if r.Role = t.role; r.Role != "release" && r.Role != "dev" {
+		return r, usagef("--role %q is neither release nor dev", t.role)
+	}
 	var err error
 	if r.Now, err = t.now(); err != nil {
 		return r, err
 	}
-	r.Keyring, err = readKeyring(t.keyring)
-	return r, err
+	if r.Keyring, err = readKeyring(t.keyring); err != nil || t.updates == nil {
+		return r, err
+	}
+	data, err := joinTrust(t.updates)
+	if err != nil {
+		return r, err
+	}
+	next, _, notes := r.Keyring.Renew(data, r.Now)
+	if len(notes) > 0 {
+		return r, fmt.Errorf("--trust: a device with %s would not take it: %w", t.keyring, notes[0])
+	}
+	r.Keyring = next
+	return r, nil
 }
 
 func (t *trust) now() (time.Time, error) {
