@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -116,6 +117,9 @@ type bundleView struct {
 	PayloadSize      int64        `json:"payload_size"`
 	SignatureSize    int64        `json:"signature_size"`
 	SignatureChecked bool         `json:"signature_checked"`
+	Keyring          string       `json:"keyring"` // file by which devices renew their trust, "" if there is none
+	KeyringSize      int64        `json:"keyring_size"`
+	CRLs             []crlView    `json:"crls"` // in the signature
 	Signers          []signerView `json:"signers"`
 }
 
@@ -128,6 +132,29 @@ type imageView struct {
 	SHA256   string `json:"sha256"`
 	RootHash string `json:"root_hash"` // "" if it isn't signed
 	Salt     string `json:"salt"`
+}
+
+type crlView struct {
+	Issuer     string `json:"issuer"`
+	Number     string `json:"number"` // hexadecimal
+	NextUpdate string `json:"next_update"`
+	Entries    int    `json:"entries"`
+}
+
+func viewCRL(der []byte) (crlView, error) {
+	c, err := x509.ParseRevocationList(der)
+	if err != nil {
+		return crlView{}, err
+	}
+	v := crlView{Issuer: c.Issuer.String(), NextUpdate: stamp(c.NextUpdate), Entries: len(c.RevokedCertificateEntries)}
+	if c.Number != nil {
+		v.Number = "0x" + strings.ToUpper(c.Number.Text(16))
+	}
+	return v, nil
+}
+
+func (v crlView) String() string {
+	return fmt.Sprintf("of %s, number %s, %d revoked, next due %s", v.Issuer, v.Number, v.Entries, v.NextUpdate)
 }
 
 type signerView struct {
@@ -159,7 +186,7 @@ func showBundle(cmd *cobra.Command, name string, t trust, asJSON bool) error {
 	}
 	v := bundleView{
 		Kind: "bundle", Compression: info.Compression, Size: info.Size, PayloadSize: info.PayloadSize, SignatureSize: info.CMSSize,
-		Format: bundle.FormatCrypt, Images: []imageView{}, Signers: []signerView{},
+		Format: bundle.FormatCrypt, Images: []imageView{}, CRLs: []crlView{}, Signers: []signerView{},
 	}
 	m := info.Manifest
 	if t.keyring != "" {
@@ -179,6 +206,7 @@ func showBundle(cmd *cobra.Command, name string, t trust, asJSON bool) error {
 		v.Compatible, v.Version, v.Description, v.Build, v.Format = m.Compatible, m.Version, m.Description, m.Build, m.Format
 		v.ManifestHash, v.Epoch, v.Created, v.ValidUntil = hex.EncodeToString(hash[:]), m.Epoch, stamp(m.Created), stamp(m.ValidUntil)
 		v.VerityHash, v.VeritySalt, v.VeritySize = hex.EncodeToString(m.VerityHash), hex.EncodeToString(m.VeritySalt), m.VeritySize
+		v.Keyring, v.KeyringSize = m.Keyring, m.KeyringSize
 		for _, i := range m.Images {
 			v.Images = append(v.Images, imageView{
 				Class: i.Class, Variant: i.Variant, Filename: i.Filename, Type: i.Type, Size: i.Size,
@@ -187,6 +215,13 @@ func showBundle(cmd *cobra.Command, name string, t trust, asJSON bool) error {
 		}
 	}
 	if info.CMS != nil {
+		for _, der := range info.CMS.CRLs() {
+			c, err := viewCRL(der)
+			if err != nil {
+				return fmt.Errorf("%s: CRL in the signature: %w", name, err)
+			}
+			v.CRLs = append(v.CRLs, c)
+		}
 		for _, s := range info.CMS.Signers() {
 			sv := signerView{Algorithm: s.Algorithm, SigningTime: stamp(s.SigningTime)}
 			if c := s.Certificate; c != nil {
@@ -247,6 +282,12 @@ func (v *bundleView) print(w io.Writer, encrypted bool) {
 		} else {
 			line("  root hash", "%s", i.RootHash)
 		}
+	}
+	if v.Keyring != "" {
+		line("keyring", "%s, %d bytes, for devices to renew their trust", printable(v.Keyring), v.KeyringSize)
+	}
+	for _, c := range v.CRLs {
+		line("crl", "%s", printable(c.String()))
 	}
 	for _, s := range v.Signers {
 		line("signer", "%s", printable(s.Subject))

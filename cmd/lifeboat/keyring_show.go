@@ -1,7 +1,6 @@
 package main
 
 import (
-	"crypto/x509"
 	"encoding/hex"
 	"fmt"
 	"os"
@@ -25,11 +24,7 @@ type keyringView struct {
 	Algorithms []string       `json:"algorithms,omitempty"`
 	SignedBy   []string       `json:"signed_by,omitempty"` // what it says, unchecked
 
-	Issuer     string `json:"issuer,omitempty"`
-	Number     string `json:"number,omitempty"`
-	ThisUpdate string `json:"this_update,omitempty"`
-	NextUpdate string `json:"next_update,omitempty"`
-	Entries    int    `json:"entries,omitempty"`
+	CRL *crlView `json:"crl,omitempty"`
 }
 
 type anchorView struct {
@@ -83,24 +78,15 @@ func newKeyringShow() *cobra.Command {
 				}
 				list = append(list, v)
 				for _, c := range k.CRLs() {
-					list = append(list, keyringView{
-						Kind: "crl", Issuer: c.Issuer, Number: c.Number, ThisUpdate: stamp(c.ThisUpdate), NextUpdate: stamp(c.NextUpdate), Entries: c.Entries,
-					})
+					list = append(list, keyringView{Kind: "crl", CRL: &crlView{c.Issuer, c.Number, stamp(c.NextUpdate), c.Entries}})
 				}
 			}
 			for _, der := range crls {
-				c, err := x509.ParseRevocationList(der)
+				c, err := viewCRL(der)
 				if err != nil {
 					return fail(err)
 				}
-				number := ""
-				if c.Number != nil {
-					number = "0x" + strings.ToUpper(c.Number.Text(16))
-				}
-				list = append(list, keyringView{
-					Kind: "crl", Issuer: c.Issuer.String(), Number: number, ThisUpdate: stamp(c.ThisUpdate), NextUpdate: stamp(c.NextUpdate),
-					Entries: len(c.RevokedCertificateEntries),
-				})
+				list = append(list, keyringView{Kind: "crl", CRL: &c})
 			}
 			switch {
 			case asText && text == nil:
@@ -147,8 +133,8 @@ func (v keyringView) print(cmd *cobra.Command) {
 			cmd.Printf("%-10s %s\n", name, printable(text))
 		}
 	}
-	if v.Kind == "crl" {
-		line("crl", "of %s, number %s, %d revoked, from %s, next due %s", v.Issuer, v.Number, v.Entries, v.ThisUpdate, v.NextUpdate)
+	if v.CRL != nil {
+		line("crl", "%s", v.CRL)
 		return
 	}
 	if v.Version == 0 {
@@ -202,7 +188,7 @@ the code of the first thing that it would not take.`,
 				cmd.Printf("the keyring becomes version %d, from %d\n", next.Version, k.Version)
 			}
 			for _, c := range next.CRLs() {
-				cmd.Printf("crl: %s, number %s, %d revoked, next due %s\n", printable(c.Issuer), c.Number, c.Entries, stamp(c.NextUpdate))
+				cmd.Printf("crl: %s\n", printable(crlView{c.Issuer, c.Number, stamp(c.NextUpdate), c.Entries}.String()))
 			}
 			for _, n := range notes {
 				cmd.Printf("not taken (%d): %s\n", n.Code, printable(n.Text))
