@@ -60,6 +60,12 @@ func (b *Bundle) list() (*files, error) {
 			}
 		}
 	}
+	if name := b.Manifest.Keyring; name != "" {
+		if size, ok := sizes[name]; !ok || size != b.Manifest.KeyringSize {
+			return nil, verify.Refuse(verify.PayloadHash, "the payload has no file %q of %d bytes, which keyring= names", name, b.Manifest.KeyringSize)
+		}
+		known[name] = true
+	}
 	for _, e := range entries {
 		if !known[e.Name] {
 			return nil, verify.Refuse(verify.Malformed, "the payload has a file %q that the manifest does not name", e.Name)

@@ -26,6 +26,9 @@ const (
 	maxSalt      = 64
 )
 
+// MaxKeyring is the most bytes of the file that keyring= names.
+const MaxKeyring = 1 << 20
+
 // The bundle formats as the manifest and the configuration name them.
 const (
 	FormatPlain  = "plain"
@@ -55,6 +58,11 @@ type Manifest struct {
 	Epoch      uint32
 	Created    time.Time
 	ValidUntil time.Time
+	// Keyring is the payload's file with signed keyrings and CRLs for the
+	// device's trust; "" if there is none.
+	Keyring       string
+	KeyringSHA256 [32]byte
+	KeyringSize   int64
 
 	Raw []byte // the manifest exactly as signed
 }
@@ -325,6 +333,7 @@ func (m *Manifest) readImage(g *keyGroup, kind manifestKind) error {
 // readMeta reads [meta.lifeboat]. What is unknown there is refused: a limit
 // that this version does not understand must not be overlooked.
 func (m *Manifest) readMeta(g *keyGroup) error {
+	var hasSum, hasSize bool
 	for _, e := range g.entries {
 		var err error
 		switch e.key {
@@ -336,12 +345,26 @@ func (m *Manifest) readMeta(g *keyGroup) error {
 			m.Created, err = timestamp(e)
 		case "valid-until":
 			m.ValidUntil, err = timestamp(e)
+		case "keyring":
+			err = checkFilename(e)
+			m.Keyring = e.value
+		case "keyring-sha256":
+			var sum []byte
+			if sum, err = hexValue(e, 32, 32); err == nil {
+				hasSum, m.KeyringSHA256 = true, [32]byte(sum)
+			}
+		case "keyring-size":
+			hasSize = true
+			m.KeyringSize, err = decimal(e, MaxKeyring)
 		default:
 			err = m.readRoot(g, e)
 		}
 		if err != nil {
 			return err
 		}
+	}
+	if named := m.Keyring != ""; named != hasSum || named != hasSize {
+		return malformed(g.line, "[meta.lifeboat] needs keyring=, keyring-sha256= and keyring-size= together")
 	}
 	for i := range m.Images {
 		if img := &m.Images[i]; (img.RootHash == nil) != (img.Salt == nil) {
@@ -377,7 +400,7 @@ func unknownKey(g *keyGroup, e keyEntry) error {
 func checkFilename(e keyEntry) error {
 	s := e.value
 	if s == "" || s == "." || s == ".." || s == ManifestName || len(s) > maxFilename || strings.ContainsAny(s, "/\n\r\t") {
-		return malformed(e.line, "filename= is not the name of a file in the bundle's root")
+		return malformed(e.line, "%s= is not the name of a file in the bundle's root", e.key)
 	}
 	return nil
 }
