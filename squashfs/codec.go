@@ -127,6 +127,9 @@ func newZstdCodec() (codec, error) {
 
 func (c zstdCodec) decode(dst, src []byte) (int, error) {
 	out, err := c.dec.DecodeAll(src, dst[:0])
+	if errors.Is(err, zstd.ErrWindowSizeExceeded) {
+		return 0, fmt.Errorf("%w: %w", err, ErrUnsupported)
+	}
 	if err != nil {
 		return 0, err
 	}

@@ -350,3 +350,8 @@ func (s forgedSigner) der(t testing.TB, content []byte) []byte {
 	}
 	return tlv(tagSequence, parts...)
 }
+
+// counting is the digest of content for detached signatures.
+func counting(n *int) func(crypto.Hash) ([]byte, error) {
+	return func(h crypto.Hash) ([]byte, error) { *n++; return sum(h, content), nil }
+}
