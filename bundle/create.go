@@ -38,6 +38,14 @@ type CreateOptions struct {
 	// random salts.
 	SourceDate time.Time
 
+	// CRLs (DER) go into the CMS.
+	CRLs [][]byte
+
+	// Keyring are signed keyrings and CRLs, one behind the other, by which
+	// devices that take the bundle renew their trust. They become a file of
+	// the payload.
+	Keyring []byte
+
 	// SquashfsArgs are further arguments of mksquashfs. Without -comp among
 	// them the payload is compressed with zstd.
 	SquashfsArgs []string
@@ -77,6 +85,9 @@ func Create(ctx context.Context, indir, out string, o CreateOptions) (err error)
 		if err := m.addImage(ctx, &m.manifest.Images[i]); err != nil {
 			return fmt.Errorf("create %s: %w", out, err)
 		}
+	}
+	if err := m.addKeyring(); err != nil {
+		return fmt.Errorf("create %s: %w", out, err)
 	}
 	path, err := m.build(ctx)
 	if err != nil {
@@ -134,6 +145,9 @@ func (m *maker) readDraft() error {
 	}
 	if len(m.manifest.Images) == 0 {
 		return malformed(0, "has no [image.CLASS]")
+	}
+	if m.manifest.Keyring != "" {
+		return verify.Refuse(verify.Malformed, "keyring= in [meta.lifeboat] is written by bundle create --keyring-update FILE")
 	}
 	if m.manifest.Created.IsZero() {
 		m.file.ensure("meta.lifeboat").set("created", m.made.Format(time.RFC3339))
@@ -197,6 +211,30 @@ func (m *maker) addImage(ctx context.Context, img *Image) error {
 	return nil
 }
 
+// keyringName is the name of the payload's file with keyrings and CRLs.
+const keyringName = "lifeboat.keyring"
+
+// addKeyring adds the file by which devices renew their trust.
+func (m *maker) addKeyring() error {
+	if m.o.Keyring == nil {
+		return nil
+	}
+	if n := len(m.o.Keyring); n > MaxKeyring {
+		return verify.Refuse(verify.Policy, "keyrings of %d bytes, more than %d", n, MaxKeyring)
+	}
+	path := filepath.Join(m.tmp, keyringName)
+	if slices.ContainsFunc(m.names, func(name string) bool { return filepath.Base(name) == keyringName }) {
+		return fmt.Errorf("an image has the name %s, which is the keyring's", keyringName)
+	}
+	sum := sha256.Sum256(m.o.Keyring)
+	meta := m.file.ensure("meta.lifeboat")
+	meta.set("keyring", keyringName)
+	meta.set("keyring-sha256", hex.EncodeToString(sum[:]))
+	meta.set("keyring-size", strconv.Itoa(len(m.o.Keyring)))
+	m.names = append(m.names, path)
+	return os.WriteFile(path, m.o.Keyring, 0o644)
+}
+
 // addIndex writes the list of block hashes that adaptive=block-hash-index
 // promises: the SHA-256 of each block of 4096 bytes.
 func (m *maker) addIndex(f *os.File, img *Image) error {
@@ -249,6 +287,11 @@ func (m *maker) build(ctx context.Context) (string, error) {
 	cms, size, err := m.sign(ctx, f)
 	if err != nil {
 		return "", err
+	}
+	if len(m.o.CRLs) > 0 {
+		if cms, err = verify.AddCRLs(cms, m.o.CRLs...); err != nil {
+			return "", err
+		}
 	}
 	if len(cms) > MaxCMS {
 		return "", verify.Refuse(verify.Policy, "the signature has %d bytes, more than %d", len(cms), MaxCMS)

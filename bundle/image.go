@@ -60,11 +60,11 @@ func (b *Bundle) list() (*files, error) {
 			}
 		}
 	}
-	if k := b.Manifest.Keyring; k != nil {
-		if size, ok := sizes[k.Filename]; !ok || size != k.Size || known[k.Filename] {
-			return nil, verify.Refuse(verify.PayloadHash, "the payload has no file %q of %d bytes, which is the keyring", k.Filename, k.Size)
+	if name := b.Manifest.Keyring; name != "" {
+		if size, ok := sizes[name]; !ok || size != b.Manifest.KeyringSize || known[name] {
+			return nil, verify.Refuse(verify.PayloadHash, "the payload has no file %q of %d bytes, which keyring= names", name, b.Manifest.KeyringSize)
 		}
-		known[k.Filename] = true
+		known[name] = true
 	}
 	for _, e := range entries {
 		if !known[e.Name] {
@@ -76,23 +76,23 @@ func (b *Bundle) list() (*files, error) {
 
 // Keyring returns the trust file that the bundle brings along, nil if it brings none.
 func (b *Bundle) Keyring() ([]byte, error) {
-	k := b.Manifest.Keyring
-	if k == nil {
+	m := b.Manifest
+	if m.Keyring == "" {
 		return nil, nil
 	}
 	f, err := b.open()
 	if err != nil {
 		return nil, err
 	}
-	file, err := f.fs.Open(k.Filename)
+	file, err := f.fs.Open(m.Keyring)
 	if err != nil {
 		return nil, b.src.judge("open the keyring", err)
 	}
-	data := make([]byte, k.Size)
+	data := make([]byte, m.KeyringSize)
 	if _, err := io.ReadFull(file, data); err != nil {
 		return nil, b.src.judge("read the keyring", err)
 	}
-	if sha256.Sum256(data) != k.SHA256 {
+	if sha256.Sum256(data) != m.KeyringSHA256 {
 		return nil, verify.Refuse(verify.PayloadHash, "the keyring is not the one that the manifest names")
 	}
 	return data, nil

@@ -26,6 +26,9 @@ const (
 	maxSalt      = 64
 )
 
+// MaxKeyring is the most bytes of the file that keyring= names.
+const MaxKeyring = 1 << 20
+
 // The bundle formats as the manifest and the configuration name them.
 const (
 	FormatPlain  = "plain"
@@ -55,8 +58,11 @@ type Manifest struct {
 	Epoch      uint32
 	Created    time.Time
 	ValidUntil time.Time
-	// Keyring is a trust file in the payload (docs/formats.md), nil if there is none.
-	Keyring *Attachment
+	// Keyring is the payload's file with signed keyrings and CRLs for the
+	// device's trust; "" if there is none.
+	Keyring       string
+	KeyringSHA256 [32]byte
+	KeyringSize   int64
 	// Serials are the only devices that the bundle is for; nil is all.
 	Serials []string
 
@@ -79,13 +85,6 @@ type Image struct {
 	// image: version 1, SHA-256, blocks of 4096, no superblock, over the
 	// image filled up with zeros to a whole block. Nil if not signed.
 	RootHash, Salt []byte
-}
-
-// Attachment is a file in the payload's root that is no image.
-type Attachment struct {
-	Filename string
-	Size     int64 // bytes
-	SHA256   [32]byte
 }
 
 // Hash is the manifest hash: a bundle's identity.
@@ -336,6 +335,7 @@ func (m *Manifest) readImage(g *keyGroup, kind manifestKind) error {
 // readMeta reads [meta.lifeboat]. What is unknown there is refused: a limit
 // that this version does not understand must not be overlooked.
 func (m *Manifest) readMeta(g *keyGroup) error {
+	var hasSum, hasSize bool
 	for _, e := range g.entries {
 		var err error
 		switch e.key {
@@ -351,8 +351,17 @@ func (m *Manifest) readMeta(g *keyGroup) error {
 			if m.Serials = list(e.value); len(m.Serials) == 0 {
 				err = malformed(e.line, "serials= names no device")
 			}
-		case "keyring", "keyring-size", "keyring-sha256":
-			err = m.readKeyring(e)
+		case "keyring":
+			err = checkFilename(e)
+			m.Keyring = e.value
+		case "keyring-sha256":
+			var sum []byte
+			if sum, err = hexValue(e, 32, 32); err == nil {
+				hasSum, m.KeyringSHA256 = true, [32]byte(sum)
+			}
+		case "keyring-size":
+			hasSize = true
+			m.KeyringSize, err = decimal(e, MaxKeyring)
 		default:
 			err = m.readRoot(g, e)
 		}
@@ -360,8 +369,8 @@ func (m *Manifest) readMeta(g *keyGroup) error {
 			return err
 		}
 	}
-	if k := m.Keyring; k != nil && (k.Filename == "" || k.Size == 0 || k.SHA256 == [32]byte{}) {
-		return malformed(g.line, "[meta.lifeboat] needs keyring=, keyring-size= and keyring-sha256= together")
+	if named := m.Keyring != ""; named != hasSum || named != hasSize {
+		return malformed(g.line, "[meta.lifeboat] needs keyring=, keyring-sha256= and keyring-size= together")
 	}
 	for i := range m.Images {
 		if img := &m.Images[i]; (img.RootHash == nil) != (img.Salt == nil) {
@@ -369,27 +378,6 @@ func (m *Manifest) readMeta(g *keyGroup) error {
 		}
 	}
 	return nil
-}
-
-// maxKeyring is the most bytes of a trust file.
-const maxKeyring = 1 << 20
-
-func (m *Manifest) readKeyring(e keyEntry) (err error) {
-	if m.Keyring == nil {
-		m.Keyring = new(Attachment)
-	}
-	switch e.key {
-	case "keyring":
-		m.Keyring.Filename, err = e.value, checkFilename(e)
-	case "keyring-size":
-		m.Keyring.Size, err = decimal(e, maxKeyring)
-	case "keyring-sha256":
-		var sum []byte
-		if sum, err = hexValue(e, 32, 32); err == nil {
-			m.Keyring.SHA256 = [32]byte(sum)
-		}
-	}
-	return err
 }
 
 func (m *Manifest) readRoot(g *keyGroup, e keyEntry) error {
@@ -418,7 +406,7 @@ func unknownKey(g *keyGroup, e keyEntry) error {
 func checkFilename(e keyEntry) error {
 	s := e.value
 	if s == "" || s == "." || s == ".." || s == ManifestName || len(s) > maxFilename || strings.ContainsAny(s, "/\n\r\t") {
-		return malformed(e.line, "filename= is not the name of a file in the bundle's root")
+		return malformed(e.line, "%s= is not the name of a file in the bundle's root", e.key)
 	}
 	return nil
 }

@@ -154,9 +154,17 @@ func (c *crl) checkEntries() error {
 		}
 		e := cursor{rest: list.take(tagSequence).body, err: list.err}
 		e.take(tagInteger)
-		e.any() // when
+		when := e.any()
+		if !(when.tag == tagUTCTime && len(when.body) == 13 || when.tag == tagTime && len(when.body) == 15) {
+			return errors.New("an entry without a time")
+		}
 		if e.more() {
-			err := eachExtension(e.take(tagSequence).body, func(n int, critical bool, _ []byte) error {
+			err := eachExtension(e.take(tagSequence).body, func(n int, critical bool, v []byte) error {
+				if n == extReasonCode {
+					if _, err := only(v, tagEnumerated); err != nil {
+						return err
+					}
+				}
 				if n == extCertificateIssuer || critical && n != extReasonCode && n != extInvalidityDate {
 					return Refuse(Policy, "CRL of %s: a critical extension of an entry is not known", c.issuerName)
 				}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -19,26 +20,36 @@ import (
 // newBundle is `lifeboat bundle`.
 func newBundle() *cobra.Command {
 	cmd := &cobra.Command{Use: "bundle", Short: "make, show, verify and unpack update bundles (RAUC's .raucb)"}
-	cmd.AddCommand(newBundleCreate(), newBundleInfo(), newBundleVerify(), newBundleExtract())
+	cmd.AddCommand(newBundleCreate(), newBundleInfo(), newBundleVerify(), newBundleExtract(),
+		newBundleSign(), newBundleResign(), newBundleDigest(), newBundleAttach())
 	return cmd
 }
 
 func newBundleCreate() *cobra.Command {
 	var s signer
 	var squashfs string
+	var crls, keyrings []string
 	cmd := &cobra.Command{
 		Use:   "create --cert F --key F [flags] INDIR OUT.raucb",
 		Short: "make a bundle of the manifest.raucm and the images in a folder",
 		Long: `INDIR is as for "rauc bundle": a manifest.raucm and the images that it names. Without format= in it the
 bundle is of format verity. [meta.lifeboat] gets the signed root hash of each image; security-epoch= and
-valid-until= there are kept.`,
+valid-until= there are kept. Keyrings and CRLs that go along renew the trust of the devices that install it.`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			key, cert, chain, err := s.load()
+			key, cert, chain, err := s.load(cmd.Context())
 			if err != nil {
 				return err
 			}
 			o := bundle.CreateOptions{Key: key, Cert: cert, Intermediates: chain, SquashfsArgs: strings.Fields(squashfs)}
+			if o.CRLs, err = readCRLs(crls); err != nil {
+				return err
+			}
+			if len(keyrings) > 0 {
+				if o.Keyring, err = joinTrust(keyrings); err != nil {
+					return err
+				}
+			}
 			if err := bundle.Create(cmd.Context(), args[0], args[1], o); err != nil {
 				return err
 			}
@@ -46,10 +57,10 @@ valid-until= there are kept.`,
 			return nil
 		},
 	}
+	s.flags(cmd)
 	f := cmd.Flags()
-	f.StringVar(&s.cert, "cert", "", "certificate of the signer (PEM)")
-	f.StringVar(&s.key, "key", "", "private key of the signer (PEM)")
-	f.StringArrayVar(&s.intermediates, "intermediate", nil, "certificate that goes along in the signature (may be repeated)")
+	f.StringArrayVar(&crls, "crl", nil, "CRL that goes along in the signature (may be repeated)")
+	f.StringArrayVar(&keyrings, "keyring-update", nil, "signed keyring, CRL or trust file that goes along in the payload (may be repeated)")
 	f.StringVar(&squashfs, "mksquashfs-args", "", `more arguments for mksquashfs, like "-comp xz"`)
 	require(cmd, "cert", "key")
 	return cmd
@@ -106,6 +117,9 @@ type bundleView struct {
 	PayloadSize      int64        `json:"payload_size"`
 	SignatureSize    int64        `json:"signature_size"`
 	SignatureChecked bool         `json:"signature_checked"`
+	Keyring          string       `json:"keyring"` // file by which devices renew their trust, "" if there is none
+	KeyringSize      int64        `json:"keyring_size"`
+	CRLs             []crlView    `json:"crls"` // in the signature
 	Signers          []signerView `json:"signers"`
 }
 
@@ -118,6 +132,29 @@ type imageView struct {
 	SHA256   string `json:"sha256"`
 	RootHash string `json:"root_hash"` // "" if it isn't signed
 	Salt     string `json:"salt"`
+}
+
+type crlView struct {
+	Issuer     string `json:"issuer"`
+	Number     string `json:"number"` // hexadecimal
+	NextUpdate string `json:"next_update"`
+	Entries    int    `json:"entries"`
+}
+
+func viewCRL(der []byte) (crlView, error) {
+	c, err := x509.ParseRevocationList(der)
+	if err != nil {
+		return crlView{}, err
+	}
+	v := crlView{Issuer: c.Issuer.String(), NextUpdate: stamp(c.NextUpdate), Entries: len(c.RevokedCertificateEntries)}
+	if c.Number != nil {
+		v.Number = "0x" + strings.ToUpper(c.Number.Text(16))
+	}
+	return v, nil
+}
+
+func (v crlView) String() string {
+	return fmt.Sprintf("of %s, number %s, %d revoked, next due %s", v.Issuer, v.Number, v.Entries, v.NextUpdate)
 }
 
 type signerView struct {
@@ -149,7 +186,7 @@ func showBundle(cmd *cobra.Command, name string, t trust, asJSON bool) error {
 	}
 	v := bundleView{
 		Kind: "bundle", Compression: info.Compression, Size: info.Size, PayloadSize: info.PayloadSize, SignatureSize: info.CMSSize,
-		Format: bundle.FormatCrypt, Images: []imageView{}, Signers: []signerView{},
+		Format: bundle.FormatCrypt, Images: []imageView{}, CRLs: []crlView{}, Signers: []signerView{},
 	}
 	m := info.Manifest
 	if t.keyring != "" {
@@ -169,6 +206,7 @@ func showBundle(cmd *cobra.Command, name string, t trust, asJSON bool) error {
 		v.Compatible, v.Version, v.Description, v.Build, v.Format = m.Compatible, m.Version, m.Description, m.Build, m.Format
 		v.ManifestHash, v.Epoch, v.Created, v.ValidUntil = hex.EncodeToString(hash[:]), m.Epoch, stamp(m.Created), stamp(m.ValidUntil)
 		v.VerityHash, v.VeritySalt, v.VeritySize = hex.EncodeToString(m.VerityHash), hex.EncodeToString(m.VeritySalt), m.VeritySize
+		v.Keyring, v.KeyringSize = m.Keyring, m.KeyringSize
 		for _, i := range m.Images {
 			v.Images = append(v.Images, imageView{
 				Class: i.Class, Variant: i.Variant, Filename: i.Filename, Type: i.Type, Size: i.Size,
@@ -177,6 +215,13 @@ func showBundle(cmd *cobra.Command, name string, t trust, asJSON bool) error {
 		}
 	}
 	if info.CMS != nil {
+		for _, der := range info.CMS.CRLs() {
+			c, err := viewCRL(der)
+			if err != nil {
+				return fmt.Errorf("%s: CRL in the signature: %w", name, err)
+			}
+			v.CRLs = append(v.CRLs, c)
+		}
 		for _, s := range info.CMS.Signers() {
 			sv := signerView{Algorithm: s.Algorithm, SigningTime: stamp(s.SigningTime)}
 			if c := s.Certificate; c != nil {
@@ -238,6 +283,12 @@ func (v *bundleView) print(w io.Writer, encrypted bool) {
 			line("  root hash", "%s", i.RootHash)
 		}
 	}
+	if v.Keyring != "" {
+		line("keyring", "%s, %d bytes, for devices to renew their trust", printable(v.Keyring), v.KeyringSize)
+	}
+	for _, c := range v.CRLs {
+		line("crl", "%s", printable(c.String()))
+	}
 	for _, s := range v.Signers {
 		line("signer", "%s", printable(s.Subject))
 		line("  issuer", "%s", printable(s.Issuer))
@@ -271,8 +322,8 @@ func newBundleVerify() *cobra.Command {
 		Use:   "verify --keyring F [flags] BUNDLE",
 		Short: "check everything about a bundle that can be checked without the device",
 		Long: `Prints a line for each check, and what was not checked. The exit status says why a bundle was refused:
-20 malformed, 21 signature, 22 not trusted, 23 expired, 26 purpose of the certificate, 27 not for this device,
-29 no longer valid, 30 content differs from what was signed, 31 not allowed (format, algorithm, size),
+20 malformed, 21 signature, 22 not trusted, 23 expired, 24 revoked, 25 too few signers, 26 purpose of the certificate,
+27 not for this device, 29 no longer valid, 30 content differs from what was signed, 31 not allowed (format, algorithm, size),
 32 no keyring, 40 it could not be read.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -310,7 +361,12 @@ func verifyBundle(cmd *cobra.Command, name string, t trust, o bundle.Options) er
 	ok := func(format string, args ...any) { cmd.Println("ok: " + printable(fmt.Sprintf(format, args...))) }
 	ok("container: %d bytes, signature of %d", f.Size(), len(b.CMS))
 	chain := b.Signed.Chain
-	ok("signature: by %s", chain[0].Subject)
+	for _, s := range b.Signed.Signers {
+		ok("signature: by %s", s.Certificate.Subject)
+	}
+	for _, w := range b.Signed.Warnings {
+		cmd.Println("warning: " + printable(w))
+	}
 	names := make([]string, len(chain))
 	for i, c := range chain {
 		names[i] = c.Subject.String()

@@ -66,14 +66,14 @@ the signer is not.`,
 			}
 			if sign != "" {
 				var ok bool
-				if s.cert, s.key, ok = strings.Cut(sign, ":"); !ok {
+				if s.cert, s.key.name, ok = strings.Cut(sign, ":"); !ok {
 					return usagef("--sign %q is not CERT:KEY", sign)
 				}
 				if version == "" {
 					return usagef("--sign needs --version")
 				}
 				o.Sign = &image.Signer{Version: version}
-				if o.Sign.Key, o.Sign.Cert, o.Sign.Intermediates, err = s.load(); err != nil {
+				if o.Sign.Key, o.Sign.Cert, o.Sign.Intermediates, err = s.load(cmd.Context()); err != nil {
 					return err
 				}
 			}

@@ -78,7 +78,7 @@ and by default it has virtio verity squashfs erofs ext4 watchdog usb.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.Config, "config", "", "system.conf")
-	f.StringVar(&o.Keyring, "keyring", "", "PEM file with the certificates that bundles are checked against")
+	f.StringVar(&o.Keyring, "keyring", "", "what bundles are checked against: certificates (PEM) or the text of a keyring (keys keyring create)")
 	f.StringVar(&o.Kernel, "kernel", "", "root of an unpacked kernel package")
 	f.StringVar(&out, "out", "", "the initramfs")
 	f.StringVar(&spec, "spec", "", "list of files in the form of gen_init_cpio (default: the built-in initramfs.cpio.spec)")

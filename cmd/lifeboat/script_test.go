@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -13,6 +14,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"lifeboat/verify"
 )
 
 func TestMain(m *testing.M) {
@@ -24,6 +27,9 @@ func TestMain(m *testing.M) {
 //	exits N COMMAND...    run it and compare its exit status
 //	random FILE BYTES     bytes that do not compress, always the same
 //	flip FILE OFFSET      turn one bit over; a negative offset counts from the end
+//	samepayload A B       two bundles differ in their signatures at most
+//	hascrl BUNDLE N       how many CRLs are in its CMS
+//	opensslverify BUNDLE KEYRING
 //	copy FILE TO BYTES    the first so many bytes; negative: without so many at the end
 func TestScripts(t *testing.T) {
 	init := buildInit(t)
@@ -41,7 +47,8 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "random": random, "flip": flip, "copy": copyPart,
+			"exits": exits, "random": random, "flip": flip, "copy": copyPart, "samepayload": samePayload, "hascrl": hasCRL,
+			"opensslverify": opensslVerify,
 		},
 		Condition: func(cond string) (bool, error) {
 			if cond == "kernels" {
@@ -111,6 +118,64 @@ func flip(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	b[at] ^= 0x10
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), b, 0o644))
+}
+
+func samePayload(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: samepayload A B")
+	}
+	a, aCMS := splitBundle(ts, args[0])
+	b, bCMS := splitBundle(ts, args[1])
+	x, err := verify.ReadCMS(aCMS)
+	ts.Check(err)
+	y, err := verify.ReadCMS(bCMS)
+	ts.Check(err)
+	if !bytes.Equal(a, b) || !bytes.Equal(x.Unverified(), y.Unverified()) {
+		ts.Fatalf("payload or signed content differ")
+	}
+}
+
+func splitBundle(ts *testscript.TestScript, name string) (payload, cms []byte) {
+	b, err := os.ReadFile(ts.MkAbs(name))
+	ts.Check(err)
+	end := len(b) - 8
+	at := end - int(binary.BigEndian.Uint64(b[end:]))
+	return b[:at], b[at:end]
+}
+
+// hasCRL asks openssl.
+func hasCRL(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: hascrl BUNDLE COUNT")
+	}
+	_, cms := splitBundle(ts, args[0])
+	cmd := exec.Command("openssl", "cms", "-cmsout", "-print", "-inform", "DER")
+	cmd.Stdin = bytes.NewReader(cms)
+	out, err := cmd.Output()
+	ts.Check(err)
+	if got := strconv.Itoa(bytes.Count(out, []byte("d.crl:"))); got != args[1] {
+		ts.Fatalf("%s CRLs in the CMS, want %s", got, args[1])
+	}
+}
+
+// opensslVerify checks the signature of a bundle with openssl, all signers of which must lead to a keyring.
+func opensslVerify(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: opensslverify BUNDLE KEYRING")
+	}
+	payload, cms := splitBundle(ts, args[0])
+	content := ts.MkAbs("payload.tmp")
+	ts.Check(os.WriteFile(content, payload, 0o644))
+	command := []string{"cms", "-verify", "-binary", "-purpose", "any", "-inform", "DER", "-CAfile", ts.MkAbs(args[1]), "-out", os.DevNull}
+	if c, err := verify.ReadCMS(cms); err != nil || c.Detached() {
+		ts.Check(err)
+		command = append(command, "-content", content)
+	}
+	cmd := exec.Command("openssl", command...)
+	cmd.Stdin = bytes.NewReader(cms)
+	if out, err := cmd.CombinedOutput(); (err == nil) == neg {
+		ts.Fatalf("openssl: %v\n%s", err, out)
+	}
 }
 
 func copyPart(ts *testscript.TestScript, neg bool, args []string) {

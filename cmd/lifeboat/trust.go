@@ -1,9 +1,9 @@
 package main
 
 import (
+	"context"
 	"crypto"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,18 +15,24 @@ import (
 
 	"lifeboat/config"
 	"lifeboat/verify"
+	"lifeboat/verify/keys"
+	"lifeboat/verify/keys/pkcs11"
 )
 
 // trust is what the flags say a signature is judged by.
 type trust struct {
 	keyring string
+	updates []string
+	role    string
 	purpose string
 	at      string
 }
 
 func (t *trust) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&t.keyring, "keyring", "", "PEM file with the self-signed certificates of the CAs that are trusted")
+	f.StringVar(&t.keyring, "keyring", "", "PEM file with the self-signed certificates of the CAs that are trusted, or a keyring of keys keyring")
+	f.StringArrayVar(&t.updates, "trust", nil, "signed keyrings and CRLs that a device with this keyring has found as well (may be repeated)")
+	f.StringVar(&t.role, "role", "release", "what the keyring must trust the signers for: release or dev")
 	f.StringVar(&t.purpose, "purpose", "codesign", "what the signer's certificate must be made for: codesign, smimesign or any")
 	f.StringVar(&t.at, "at", "", "judge as at this time (RFC 3339, like 2026-01-31T12:00:00Z) instead of now")
 }
@@ -39,12 +45,26 @@ func (t *trust) rules() (verify.Rules, error) {
 	default:
 		return r, usagef("--purpose %q is none of codesign, smimesign, any", t.purpose)
 	}
+	if r.Role = t.role; r.Role != "release" && r.Role != "dev" {
+		return r, usagef("--role %q is neither release nor dev", t.role)
+	}
 	var err error
 	if r.Now, err = t.now(); err != nil {
 		return r, err
 	}
-	r.Keyring, err = readKeyring(t.keyring)
-	return r, err
+	if r.Keyring, err = readKeyring(t.keyring); err != nil || t.updates == nil {
+		return r, err
+	}
+	data, err := joinTrust(t.updates)
+	if err != nil {
+		return r, err
+	}
+	next, _, notes := r.Keyring.Renew(data, r.Now)
+	if len(notes) > 0 {
+		return r, fmt.Errorf("--trust: a device with %s would not take it: %w", t.keyring, notes[0])
+	}
+	r.Keyring = next
+	return r, nil
 }
 
 func (t *trust) now() (time.Time, error) {
@@ -70,31 +90,44 @@ func readKeyring(name string) (*verify.Keyring, error) {
 	return k, nil
 }
 
-// signer is what the flags say a bundle is signed with.
+// signer is what the flags say is signed with.
 type signer struct {
-	cert, key     string
+	cert          string
+	key           keyFlag
 	intermediates []string
 }
 
+func (s *signer) flags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&s.cert, "cert", "", "certificate of the signer (PEM)")
+	s.key.flags(cmd, "private key of the signer")
+	f.StringArrayVar(&s.intermediates, "intermediate", nil, "certificate that goes along in the signature (may be repeated)")
+}
+
 // load reads the PEM files. Certificates that stand behind the first in the signer's file go along as intermediates.
-func (s *signer) load() (crypto.Signer, *x509.Certificate, []*x509.Certificate, error) {
-	certs, err := readCertificates(s.cert)
+func (s *signer) load(ctx context.Context) (crypto.Signer, *x509.Certificate, []*x509.Certificate, error) {
+	cert, chain, err := s.loadCerts()
 	if err != nil {
 		return nil, nil, nil, err
+	}
+	key, err := s.key.load(ctx)
+	return key, cert, chain, err
+}
+
+func (s *signer) loadCerts() (*x509.Certificate, []*x509.Certificate, error) {
+	certs, err := readCertificates(s.cert)
+	if err != nil {
+		return nil, nil, err
 	}
 	chain := certs[1:]
 	for _, name := range s.intermediates {
 		more, err := readCertificates(name)
 		if err != nil {
-			return nil, nil, nil, err
+			return nil, nil, err
 		}
 		chain = append(chain, more...)
 	}
-	key, err := readKey(s.key)
-	if err != nil {
-		return nil, nil, nil, err
-	}
-	return key, certs[0], chain, nil
+	return certs[0], chain, nil
 }
 
 func readCertificates(name string) ([]*x509.Certificate, error) {
@@ -102,25 +135,35 @@ func readCertificates(name string) ([]*x509.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	var certs []*x509.Certificate
-	for {
-		var block *pem.Block
-		if block, b = pem.Decode(b); block == nil {
-			break
-		}
-		if block.Type != "CERTIFICATE" {
-			continue
-		}
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", name, err)
-		}
-		certs = append(certs, c)
-	}
-	if certs == nil {
-		return nil, fmt.Errorf("%s has no certificate in PEM form", name)
+	certs, err := keys.ParseCertificates(b)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	return certs, nil
+}
+
+// keyFlag names a private key: a PEM file, or one in hardware.
+type keyFlag struct{ name, module string }
+
+func (k *keyFlag) flags(cmd *cobra.Command, what string) {
+	f := cmd.Flags()
+	f.StringVar(&k.name, "key", "", what+": a PEM file or a PKCS #11 URI (pkcs11:token=T;object=O?pin-source=FILE)")
+	k.moduleFlag(cmd)
+}
+
+func (k *keyFlag) moduleFlag(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&k.module, "pkcs11-module", "", "library of the hardware that has the key (default: module-path= in the URI, $PKCS11_MODULE)")
+}
+
+// load returns nil where no key was named.
+func (k *keyFlag) load(ctx context.Context) (crypto.Signer, error) {
+	switch {
+	case k.name == "":
+		return nil, nil
+	case strings.HasPrefix(k.name, pkcs11.Scheme):
+		return pkcs11.Open(ctx, k.name, pkcs11.Options{Module: k.module})
+	}
+	return readKey(k.name)
 }
 
 func readKey(name string) (crypto.Signer, error) {
@@ -128,34 +171,28 @@ func readKey(name string) (crypto.Signer, error) {
 	if err != nil {
 		return nil, err
 	}
-	for {
-		var block *pem.Block
-		if block, b = pem.Decode(b); block == nil {
-			return nil, fmt.Errorf("%s has no private key in PEM form", name)
+	key, err := keys.ParseKey(b)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return key, nil
+}
+
+// readCRLs reads the CRLs of some files, in DER or PEM.
+func readCRLs(names []string) ([][]byte, error) {
+	var all [][]byte
+	for _, name := range names {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			return nil, err
 		}
-		var key any
-		var err error
-		switch {
-		case block.Type == "ENCRYPTED PRIVATE KEY" || strings.Contains(block.Headers["Proc-Type"], "ENCRYPTED"):
-			return nil, fmt.Errorf("%s is locked with a passphrase, decrypt it first: openssl pkey -in %s", name, name)
-		case block.Type == "PRIVATE KEY":
-			key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
-		case block.Type == "EC PRIVATE KEY":
-			key, err = x509.ParseECPrivateKey(block.Bytes)
-		case block.Type == "RSA PRIVATE KEY":
-			key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
-		default:
-			continue // EC PARAMETERS, certificates
-		}
+		crls, err := keys.ParseCRLs(b)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
-		signer, ok := key.(crypto.Signer)
-		if !ok {
-			return nil, fmt.Errorf("%s: a key of type %T does not sign", name, key)
-		}
-		return signer, nil
+		all = append(all, crls...)
 	}
+	return all, nil
 }
 
 // readConfig reads a system.conf and shows its warnings.

@@ -26,7 +26,7 @@ var files = []string{
 	"develop-ca.cert.pem", "develop-ca.key.pem",
 	"release.cert.pem", "release.key.pem",
 	"develop.cert.pem", "develop.key.pem",
-	"release.keyring.pem", "develop.keyring.pem",
+	"release.keyring.pem", "develop.keyring.pem", "index",
 }
 
 func TestInitWritesAllFiles(t *testing.T) {
