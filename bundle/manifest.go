@@ -24,6 +24,7 @@ const (
 	maxFilename  = 255
 	minSalt      = 8 // bytes
 	maxSalt      = 64
+	maxSerials   = 256 // of at most 64 bytes each
 )
 
 // MaxKeyring is the most bytes of the file that keyring= names.
@@ -58,6 +59,9 @@ type Manifest struct {
 	Epoch      uint32
 	Created    time.Time
 	ValidUntil time.Time
+	// Serials are the serial numbers of the devices that the bundle is for;
+	// nil: for all.
+	Serials []string
 	// Keyring is the payload's file with signed keyrings and CRLs for the
 	// device's trust; "" if there is none.
 	Keyring       string
@@ -345,6 +349,12 @@ func (m *Manifest) readMeta(g *keyGroup) error {
 			m.Created, err = timestamp(e)
 		case "valid-until":
 			m.ValidUntil, err = timestamp(e)
+		case "serials":
+			m.Serials = list(e.value)
+			bad := func(s string) bool { return s == "" || len(s) > maxClass || strings.ContainsAny(s, " \t\n\r") }
+			if len(m.Serials) == 0 || len(m.Serials) > maxSerials || slices.ContainsFunc(m.Serials, bad) {
+				err = malformed(e.line, "serials= is no list of 1 to %d serial numbers", maxSerials)
+			}
 		case "keyring":
 			err = checkFilename(e)
 			m.Keyring = e.value
