@@ -51,8 +51,10 @@ type Options struct {
 	// Compatible must be the manifest's; "" is not checked.
 	Compatible string
 
-	// Serial must be among the manifest's serials, where it has any.
-	Serial string
+	// Serial is the device's serial number, which has to be in serials= of a
+	// manifest that has it; AnySerial leaves that unchecked.
+	Serial    string
+	AnySerial bool
 
 	// RequireSignedVerity refuses bundles with an image whose dm-verity
 	// root hash is not in the signed manifest.
@@ -81,6 +83,16 @@ type container struct {
 	src     *source
 	payload int64 // bytes
 	der     []byte
+}
+
+// Split returns the length of a bundle's payload and its CMS, nothing of it
+// verified. It is for showing.
+func Split(r io.ReaderAt, size int64) (payload int64, cms []byte, err error) {
+	c, err := split(r, size)
+	if err != nil {
+		return 0, nil, err
+	}
+	return c.payload, c.der, nil
 }
 
 // split reads the trailer and the CMS.
@@ -135,7 +147,7 @@ func Open(ctx context.Context, r io.ReaderAt, size int64, o Options) (*Bundle, e
 		return nil, err
 	}
 	b.CMS = c.der
-	if err := b.Manifest.check(o); err != nil {
+	if err := b.Manifest.Check(o); err != nil {
 		return nil, err
 	}
 	return b, nil
@@ -152,13 +164,13 @@ func formatRefused(format string) error {
 	return verify.Refuse(verify.Policy, "bundles of format %q are not allowed here", format)
 }
 
-// check applies the policy that needs nothing but the manifest.
-func (m *Manifest) check(o Options) error {
+// Check applies the policy that needs nothing but the manifest. Open does.
+func (m *Manifest) Check(o Options) error {
 	if o.Compatible != "" && m.Compatible != o.Compatible {
 		return verify.Refuse(verify.WrongTarget, "the bundle is for %q, this is %q", m.Compatible, o.Compatible)
 	}
-	if len(m.Serials) > 0 && !slices.Contains(m.Serials, o.Serial) {
-		return verify.Refuse(verify.WrongTarget, "the bundle is for single devices, and %q is none of them", o.Serial)
+	if m.Serials != nil && !o.AnySerial && !slices.Contains(m.Serials, o.Serial) {
+		return verify.Refuse(verify.WrongTarget, "the bundle is for devices with other serial numbers than %q", o.Serial)
 	}
 	if now := o.Rules.Now; !o.Rules.AtBoot && !m.ValidUntil.IsZero() && now.After(m.ValidUntil) {
 		return verify.Refuse(verify.Stale, "the bundle was valid until %s", m.ValidUntil.Format("2006-01-02 15:04:05Z"))

@@ -24,6 +24,7 @@ const (
 	maxFilename  = 255
 	minSalt      = 8 // bytes
 	maxSalt      = 64
+	maxSerials   = 256 // of at most 64 bytes each
 )
 
 // MaxKeyring is the most bytes of the file that keyring= names.
@@ -58,13 +59,14 @@ type Manifest struct {
 	Epoch      uint32
 	Created    time.Time
 	ValidUntil time.Time
+	// Serials are the serial numbers of the devices that the bundle is for;
+	// nil: for all.
+	Serials []string
 	// Keyring is the payload's file with signed keyrings and CRLs for the
 	// device's trust; "" if there is none.
 	Keyring       string
 	KeyringSHA256 [32]byte
 	KeyringSize   int64
-	// Serials are the only devices that the bundle is for; nil is all.
-	Serials []string
 
 	Raw []byte // the manifest exactly as signed
 }
@@ -348,8 +350,10 @@ func (m *Manifest) readMeta(g *keyGroup) error {
 		case "valid-until":
 			m.ValidUntil, err = timestamp(e)
 		case "serials":
-			if m.Serials = list(e.value); len(m.Serials) == 0 {
-				err = malformed(e.line, "serials= names no device")
+			m.Serials = list(e.value)
+			bad := func(s string) bool { return s == "" || len(s) > maxClass || strings.ContainsAny(s, " \t\n\r") }
+			if len(m.Serials) == 0 || len(m.Serials) > maxSerials || slices.ContainsFunc(m.Serials, bad) {
+				err = malformed(e.line, "serials= is no list of 1 to %d serial numbers", maxSerials)
 			}
 		case "keyring":
 			err = checkFilename(e)

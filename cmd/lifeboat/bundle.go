@@ -12,7 +12,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"lifeboat/bundle"
-	"lifeboat/config"
 	"lifeboat/disk"
 	"lifeboat/verify"
 )
@@ -195,7 +194,7 @@ func showBundle(cmd *cobra.Command, name string, t trust, asJSON bool) error {
 			return err
 		}
 		// What is shown is what was verified, not what was read before.
-		b, err := bundle.Open(cmd.Context(), f, f.Size(), bundle.Options{Rules: rules, Formats: anyFormat()})
+		b, err := bundle.Open(cmd.Context(), f, f.Size(), bundle.Options{Rules: rules, Formats: anyFormat(), AnySerial: true})
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
@@ -315,89 +314,6 @@ func printable(s string) string {
 	}, s)
 }
 
-func newBundleVerify() *cobra.Command {
-	var t trust
-	var compatible, formats string
-	cmd := &cobra.Command{
-		Use:   "verify --keyring F [flags] BUNDLE",
-		Short: "check everything about a bundle that can be checked without the device",
-		Long: `Prints a line for each check, and what was not checked. The exit status says why a bundle was refused:
-20 malformed, 21 signature, 22 not trusted, 23 expired, 24 revoked, 25 too few signers, 26 purpose of the certificate,
-27 not for this device, 29 no longer valid, 30 content differs from what was signed, 31 not allowed (format, algorithm, size),
-32 no keyring, 40 it could not be read.`,
-		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			list, err := config.ParseFormats(strings.ReplaceAll(formats, ",", " "))
-			if err != nil {
-				return usagef("--formats: %w", err)
-			}
-			rules, err := t.rules()
-			if err != nil {
-				return err
-			}
-			return verifyBundle(cmd, args[0], t, bundle.Options{Rules: rules, Formats: list, Compatible: compatible})
-		},
-	}
-	t.flags(cmd)
-	f := cmd.Flags()
-	f.StringVar(&compatible, "compatible", "", "what the device is; a bundle for another one is refused")
-	f.StringVar(&formats, "formats", "verity", `bundle formats that are taken, like "plain,verity" or "+plain"`)
-	require(cmd, "keyring")
-	return cmd
-}
-
-func verifyBundle(cmd *cobra.Command, name string, t trust, o bundle.Options) error {
-	f, err := openBundle(name)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	fail := func(err error) error { return fmt.Errorf("%s: %w", name, err) }
-	b, err := bundle.Open(cmd.Context(), f, f.Size(), o)
-	if err != nil {
-		return fail(err)
-	}
-	m := b.Manifest
-	ok := func(format string, args ...any) { cmd.Println("ok: " + printable(fmt.Sprintf(format, args...))) }
-	ok("container: %d bytes, signature of %d", f.Size(), len(b.CMS))
-	chain := b.Signed.Chain
-	for _, s := range b.Signed.Signers {
-		ok("signature: by %s", s.Certificate.Subject)
-	}
-	for _, w := range b.Signed.Warnings {
-		cmd.Println("warning: " + printable(w))
-	}
-	names := make([]string, len(chain))
-	for i, c := range chain {
-		names[i] = c.Subject.String()
-	}
-	ok("chain: %s (in the keyring)", strings.Join(names, " <- "))
-	ok("purpose: %s", t.purpose)
-	ok("time: certificates are valid at %s", stamp(o.Rules.Now))
-	ok("manifest: for %s, version %s, format %s", m.Compatible, m.Version, m.Format)
-	if o.Compatible != "" {
-		ok("compatible: %s", o.Compatible)
-	}
-	if err := b.Check(cmd.Context()); err != nil {
-		return fail(err)
-	}
-	if b.Plain() {
-		ok("payload: signed as a whole")
-	} else {
-		ok("payload: every block and the hash tree")
-	}
-	for i := range m.Images {
-		img := &m.Images[i]
-		ok("image %s: %s, %d bytes, sha256 %x", img.Key(), img.Filename, img.Size, img.SHA256)
-	}
-	if o.Compatible == "" {
-		cmd.Println("not checked: compatible (no --compatible)")
-	}
-	cmd.Println("not checked: floors of version, epoch and time (the device has them)")
-	cmd.Println("not checked: root hashes of the images (checked when they are written to a slot)")
-	return nil
-}
-
 func newBundleExtract() *cobra.Command {
 	var t trust
 	cmd := &cobra.Command{
@@ -414,7 +330,7 @@ func newBundleExtract() *cobra.Command {
 				return err
 			}
 			defer f.Close()
-			b, err := bundle.Open(cmd.Context(), f, f.Size(), bundle.Options{Rules: rules, Formats: anyFormat()})
+			b, err := bundle.Open(cmd.Context(), f, f.Size(), bundle.Options{Rules: rules, Formats: anyFormat(), AnySerial: true})
 			if err == nil {
 				err = b.Extract(cmd.Context(), args[1])
 			}

@@ -44,7 +44,7 @@ func (c *signatures) run(cmd *cobra.Command, args []string, add bool, change fun
 		if err != nil {
 			return err
 		}
-		o = &bundle.Options{Rules: rules, Formats: anyFormat()}
+		o = &bundle.Options{Rules: rules, Formats: anyFormat(), AnySerial: true}
 	}
 	s, err := bundle.OpenSigning(cmd.Context(), args[0], o)
 	if add && verify.CodeOf(err) == verify.Threshold {
