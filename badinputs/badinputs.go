@@ -41,7 +41,7 @@ type Input struct {
 	Plain      bool // bundles of format plain are allowed
 	// Wipes says that the device notices only while it writes: the bundle is signed and its payload is what was signed,
 	// but cannot be unpacked. The slot that it was for is then empty.
-	Wipes bool
+	Wipes   bool
 	Keyring []byte // judged by this instead of the kit's; PEM
 	Floor   uint32 // security epoch of the device
 	Make    func() []byte
