@@ -272,7 +272,8 @@ func (f *fickle) ReadAt(p []byte, off int64) (int, error) {
 }
 
 // TestFickle lets the medium show other bytes, or fail, from each of its reads
-// on: what comes out is right or there is an error with the right code.
+// on: what comes out is right or there is an error with the right code. Rows 104 to 107 of the bad inputs (105, 106: it fails,
+// or flips what is read) as far as a reader can tell them.
 func TestFickle(t *testing.T) {
 	s := testKeys(t)
 	img := content(1, 1_500_000)

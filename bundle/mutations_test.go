@@ -86,7 +86,7 @@ func spare(t testing.TB, b []byte, at int, o Options) bool {
 	return false
 }
 
-// TestMutations changes one byte of a bundle, in thousands of ways: each mutant is refused with a code, or is accepted
+// TestMutations (row 76) changes one byte of a bundle, in thousands of ways: each mutant is refused with a code, or is accepted
 // with manifest and image as they were signed, where the byte means nothing. Wherever a byte of the payload, of the hash
 // tree, of the trailer or of what is signed changes, it is refused.
 func TestMutations(t *testing.T) {
@@ -148,7 +148,7 @@ func TestMutations(t *testing.T) {
 	t.Logf("figure: mutations: %d bundles with a byte changed (%v), none accepted with other content, accepted unchanged %v", total, tried, accepted)
 }
 
-// TestEveryTruncation cuts bundles of both formats at every 4 KiB, and at every byte of CMS and trailer.
+// TestEveryTruncation (row 77) cuts bundles of both formats at every 4 KiB, and at every byte of CMS and trailer.
 func TestEveryTruncation(t *testing.T) {
 	small, _, o := fixtures(t)
 	s := testKeys(t)
