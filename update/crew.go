@@ -113,6 +113,7 @@ func (d *Device) scan(ctx context.Context, src Source) ([]Found, []Refusal, erro
 		return nil, nil, err
 	}
 	if a.err != nil {
+		a.err.Path = src.Name // of the whole source, not of one file
 		a.refused = append(a.refused, *a.err)
 	}
 	return a.found, a.refused, nil
