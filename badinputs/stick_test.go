@@ -65,7 +65,9 @@ func (v volume) entry() int64 {
 func (v volume) first() uint32 { return uint32(half(v.Image, v.entry()+26)) }
 
 // fill makes the root folder's cluster look as if it went on.
-func (v volume) fill() { v.WriteAt(bytes.Repeat([]byte("FILE    TXT\x20                    "), 16), v.data) }
+func (v volume) fill() {
+	v.WriteAt(bytes.Repeat([]byte("FILE    TXT\x20                    "), 16), v.data)
+}
 
 // TestSticks gives the device a stick with the good bundle that was made hostile, rows 93 to 103 of the bad inputs: nothing is
 // installed, what is said has its code, and the device boots.
@@ -83,7 +85,9 @@ func TestSticks(t *testing.T) {
 	clean, err := crash.LoadFile(out)
 	k.must(err)
 	root, bundle, table, passed := map[string]int{"/": 40}, map[string]int{name: 40}, map[string]int{"stick": 40}, map[string]int{}
-	field := func(at int64, n uint64, size int) func(volume) { return func(v volume) { v.put(partition+at, n, size) } }
+	field := func(at int64, n uint64, size int) func(volume) {
+		return func(v volume) { v.put(partition+at, n, size) }
+	}
 	for _, c := range []struct {
 		name string
 		edit func(v volume)
