@@ -20,6 +20,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -233,5 +234,5 @@ func (k *Kit) Inputs() []Input {
 		{Row: "0", Name: "good", Make: k.Good},
 		{Row: "0", Name: "good plain", Plain: true, Make: func() []byte { return k.plain(k.plainManifest()) }},
 	}
-	return append(append(append(append(accepted, k.containers()...), k.signatures()...), k.manifests()...), k.payloads()...)
+	return slices.Concat(accepted, k.containers(), k.signatures(), k.manifests(), k.payloads(), k.tars())
 }

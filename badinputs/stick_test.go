@@ -3,6 +3,7 @@ package badinputs_test
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"os"
@@ -186,4 +187,90 @@ func (v volume) gpt(edit func(entries []byte)) {
 	v.WriteAt(mbr, 446)
 	v.WriteAt(header, 512)
 	v.WriteAt(entries, 1024)
+}
+
+// fickle is a stick that from its nth read on fails or shows other bytes, or that ends before it says.
+type fickle struct {
+	*crash.Image
+	reads, from int
+	flip        bool
+	end         int64 // what lies behind reads as zeros; 0: nothing does
+}
+
+func (f *fickle) ReadAt(p []byte, off int64) (int, error) {
+	n, err := f.Image.ReadAt(p, off)
+	f.reads++
+	if f.end > 0 && off+int64(n) > f.end {
+		clear(p[max(f.end-off, 0):n])
+	}
+	switch {
+	case f.from == 0 || f.reads < f.from:
+	case f.flip && n > 0:
+		p[n/2] ^= 4
+	case !f.flip:
+		return 0, errors.New("medium error")
+	}
+	return n, err
+}
+
+// TestFickleSticks: a stick that is pulled out or fails at any of its reads (rows 104 and 105), that shows other bytes from then
+// on (106), or that is smaller than it says (107). Either the good bundle is installed and is what runs, to the byte, or 1.0
+// runs; what lies in slot B is never taken for something that it is not.
+func TestFickleSticks(t *testing.T) {
+	set, err := keys.New(keys.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := kit{badinputs.New(t, set, scene.Compatible), t, t.TempDir()}
+	d := k.device(0, nil, false)
+	file := filepath.Join(k.dir, "good.raucb")
+	k.must(os.WriteFile(file, k.Good(), 0o600))
+	_, err = d.LearnBundle(file, powercut.Healthy)
+	k.must(err)
+	plugged := k.plug([]badinputs.Input{{Row: "0", Name: "good", Make: k.Good}})
+	medium, err := crash.ReadImage(plugged, plugged.size)
+	k.must(err)
+	codes := map[int]int{}
+	// try reports whether the bundle was installed.
+	try := func(f fickle) (installed bool, reads int) {
+		t.Helper()
+		f.Image = medium
+		d.Stick = &f
+		on := d.disk.Clone()
+		b, err := d.Boot(on, status.None, powercut.Observer{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if installed = len(b.Report.Installed) == 1; !installed {
+			for _, r := range b.Report.Refused {
+				codes[r.Code]++
+			}
+		}
+		want := map[bool]string{true: "rootfs.1", false: "rootfs.0"}[installed]
+		if b.Slot != want || b.Rescue || len(b.Damaged) > 0 {
+			t.Errorf("read %d, flip %v, end %d: slot %q started, damaged %v: %q", f.from, f.flip, f.end, b.Slot, b.Damaged, b.Lines)
+		}
+		return installed, f.reads
+	}
+	installed, reads := try(fickle{})
+	if !installed || reads < 20 {
+		t.Fatalf("the stick as it is: installed %v after %d reads", installed, reads)
+	}
+	boots := 0
+	for from := 1; from <= reads; from++ {
+		for _, flip := range []bool{false, true} {
+			boots++
+			if ok, _ := try(fickle{from: from, flip: flip}); ok && from < reads/2 {
+				t.Errorf("installed although read %d of %d was bad (flip %v)", from, reads, flip)
+			}
+		}
+	}
+	data := volumeOf(medium).data
+	for end := data + 512; end < data+int64(len(k.Good())); end += 4096 {
+		boots++
+		if ok, _ := try(fickle{end: end}); ok {
+			t.Errorf("installed from a stick that ends at %d", end)
+		}
+	}
+	t.Logf("figure: fickle sticks: %d boots, refusals by code %v", boots, codes)
 }
