@@ -67,6 +67,8 @@ scoreboard: setup ## power cuts in the peers' boot states, with their own tools;
 powercut: setup build ## the campaign: crash images under the real kernel, kills; out/powercut/index.html (hours; IMAGES= COLD= SHARD=i/n)
 	$(GO) run ./qemu/powercut campaign --images $(IMAGES) --cold $(COLD) --shard $(SHARD) --resume
 	$(GO) run ./qemu/powercut kills --runs $(KILLS)
+	$(GO) test -count=1 -v -timeout 45m -run 'Model|TestCrash$$' ./boot ./powercut >out/powercut/nets.txt
+	$(GO) run ./qemu/powercut report
 
 mutants: setup ## take the product's promises away one at a time: which net notices? (15 minutes; EVERY=n for a sample)
 	$(GO) run ./powercut/mutate -every $(EVERY) -out out/powercut/mutants.json

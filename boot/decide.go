@@ -406,6 +406,7 @@ func (s *State) exhaust(i int, p Policy) {
 		evidence = status.None // counted, never accused
 	}
 	s.remember(e.Manifest, evidence)
+	s.Trust.Pending = Hash{} // it may be what the system could not live with
 }
 
 // wasGood reports whether a bundle ever said good here, in whichever slot.

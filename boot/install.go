@@ -13,6 +13,7 @@ type Offer struct {
 	Manifest Hash
 	Version  string
 	Epoch    uint32
+	Lifted   bool // signed by who may change the keyring too: the epoch may rise by any number
 }
 
 // Verdict says whether an offered bundle is taken.
@@ -29,6 +30,12 @@ func Judge(s State, o Offer, rescue bool, p Policy) Verdict {
 	if !f.Admit(o.Version, o.Epoch) {
 		return Verdict{Code: 28, Why: fmt.Sprintf("version %q epoch %d is below the floor: version %q epoch %d", o.Version, o.Epoch, f.Version, f.Epoch)}
 	}
+	if version.Compare(o.Version, p.MinVersion) < 0 {
+		return Verdict{Code: 28, Why: fmt.Sprintf("version %q is below min-bundle-version=%s", o.Version, p.MinVersion)}
+	}
+	if limit := s.epochLimit(p); o.Epoch > limit && !o.Lifted {
+		return Verdict{Code: 31, Why: fmt.Sprintf("epoch %d is more than %d above what has been good here: at most %d is taken", o.Epoch, maxEpochStep, limit)}
+	}
 	if len(o.Version) > MaxVersion {
 		return Verdict{Code: 31, Why: fmt.Sprintf("the version has %d bytes, at most %d are allowed", len(o.Version), MaxVersion)}
 	}
@@ -40,6 +47,9 @@ func Judge(s State, o Offer, rescue bool, p Policy) Verdict {
 			continue
 		}
 		if e.Manifest == o.Manifest {
+			if s.waits(e, p) {
+				continue
+			}
 			return Verdict{Why: "already installed in " + e.Slot}
 		}
 		if version.Compare(o.Version, e.Version) <= 0 {
@@ -65,6 +75,13 @@ func Judge(s State, o Offer, rescue bool, p Policy) Verdict {
 		return Verdict{Code: 31, Why: "it ended its installer too often and is tried again ever more rarely"}
 	}
 	return Verdict{Take: true}
+}
+
+// waits reports whether a system lies behind others that are older and has never been started: its install was taken for
+// failed, because its seal could not be read back, and it was there all the same. It gets what an install gives it
+// (rule 9).
+func (s State) waits(e Entry, p Policy) bool {
+	return e.Booted == 0 && !e.Good && s.Slots[0].Slot != e.Slot && s.newest(e.Slot, p)
 }
 
 // Better reports whether offer a is to be taken rather than b: the newer one; Judge both first.

@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -41,11 +42,23 @@ import (
 //     a commit, so that it is lost at once, or never.
 func TestModel(t *testing.T) {
 	defer debug.SetGCPercent(debug.SetGCPercent(400))
-	for _, w := range worlds() {
+	var mu sync.Mutex
+	var states, transitions, closed int
+	all := worlds()
+	t.Cleanup(func() {
+		t.Logf("figure: model: %d worlds, %d of them closed, %d states, %d transitions", len(all), closed, states, transitions)
+	})
+	for _, w := range all {
 		t.Run(w.String(), func(t *testing.T) {
 			t.Parallel()
 			g := w.explore()
 			t.Log(g)
+			mu.Lock()
+			defer mu.Unlock()
+			states, transitions = states+len(g.keys), transitions+g.transitions
+			if !g.open {
+				closed++
+			}
 			if g.broken != nil {
 				t.Errorf("%v\n%s", g.broken.err, g.story())
 			}

@@ -48,6 +48,7 @@ const (
 	fieldUnproven = 11
 	fieldEvents   = 12
 	fieldNames    = 13
+	fieldTrust    = 14
 )
 
 var (
@@ -161,6 +162,9 @@ func (s State) Encode() ([]byte, error) {
 			w.str(n.Bootname[:min(len(n.Bootname), MaxSlot)])
 		}
 	})
+	if s.Trust != (Trust{}) {
+		w.field(fieldTrust, func(w *writer) { w.raw(s.Trust.File[:]); w.raw(s.Trust.Pending[:]) })
+	}
 	w.raw(s.unknown)
 	if over := len(w.b) - RecordSize; over > 0 && len(s.Events) > 0 {
 		s.Events = s.Events[min((over+eventSize-1)/eventSize, len(s.Events)):]
@@ -300,10 +304,13 @@ func Decode(b []byte) (State, error) {
 			for len(r.b) > 0 && !r.bad {
 				s.Names = append(s.Names, Name{r.str(MaxSlot), r.str(MaxSlot)})
 			}
+		case fieldTrust:
+			copy(s.Trust.File[:], r.raw(32))
+			copy(s.Trust.Pending[:], r.raw(32))
 		default:
 			s.unknown = append(s.unknown, start[:fieldHeader+len(body)]...)
 		}
-		if r.bad || len(r.b) > 0 && kind <= fieldNames && kind > 0 {
+		if r.bad || len(r.b) > 0 && kind <= fieldTrust && kind > 0 {
 			// A known field of another length is not of this format.
 			return State{}, fmt.Errorf("%w: field %d", ErrRecord, kind)
 		}

@@ -23,6 +23,7 @@ func fullState() State {
 		Names: []Name{{long("n", MaxSlot), long("b", MaxSlot)}, {a, "A"}, {b, "B"}, {"", ""}},
 		Wish:  long("w", MaxSlot), Rescue: Rescue{Slot: long("r", MaxSlot), Waits: 255, Stick: true},
 		Last: Last{Slot: long("l", MaxSlot), Trial: true}, Unproven: true,
+		Trust: Trust{File: hash("trust"), Pending: hash("pending")},
 	}
 	for i := range MaxSlots {
 		s.Slots = append(s.Slots, Entry{

@@ -377,6 +377,33 @@ func TestRule09_PresentIsReadAndGetsARound(t *testing.T) {
 	wantBoot(t, r.boot(status.None), b)
 }
 
+// The seal of an install could not be read back once: the next boot finds it, behind the older system. The bundle that is
+// still there brings it to the front.
+func TestRule09_AdoptedLastIsBroughtToTheFront(t *testing.T) {
+	s := state(entry(a, "1", good), entry(b, "2"))
+	if v := Judge(s, offerOf("2"), false, available); !v.Take {
+		t.Fatal(v)
+	}
+	f := Facts{Seals: seals(sealOf("1"), sealOf("2"))}
+	for slot, seal := range f.Seals {
+		seal.Whole = WholeRight
+		f.Seals[slot] = seal
+	}
+	c := Target(s, f, offerOf("2"), "", available)
+	if !c.Present || c.Slot != b {
+		t.Fatal(c)
+	}
+	s = Installed(s, b, f.Seals[b], available)
+	if s.Slots[0].Slot != b || Judge(s, offerOf("2"), false, available).Take {
+		t.Error(s.Slots)
+	}
+	started := state(entry(a, "1", good), entry(b, "2"))
+	started.Slots[1].Booted = 3
+	if Judge(started, offerOf("2"), false, available).Take {
+		t.Error("one that was started is taken again")
+	}
+}
+
 func TestRule09_PresentButWrongIsWritten(t *testing.T) {
 	r := newRig(t, available, sealOf("1"), Seal{}, entry(b, "2", tries(0), because(status.Exhausted)), entry(a, "1", good))
 	r.medium[b] = damaged(sealOf("2"))

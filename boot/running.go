@@ -39,7 +39,8 @@ func Good(s State, slot string, p Policy) (State, error) {
 		}
 	}
 	s.raiseFloors(p)
-	s.Floors.Time = max(s.Floors.Time, s.Slots[i].Created)
+	s.raiseTime(s.Slots[i].Created, p)
+	s.Trust.settle()
 	if news {
 		s.log(p, status.EventGood, slot, status.None, 0, s.Slots[i].Manifest)
 	}

@@ -31,6 +31,7 @@ type State struct {
 	Slots    []Entry // in the order in which they are tried
 	Install  Install // noted beside the target's entry while it is under way
 	Floors   Floors
+	Trust    Trust
 	Falls    []Fall  // bundles that fell back, newest last
 	Guards   []Guard // bundles and sticks that ended their worker or the boot
 	Mark     Mark    // what from outside this boot is about to look at
@@ -154,13 +155,14 @@ type Policy struct {
 	ConfirmedAttempts uint8    // tries of one that has
 	Secure            bool     // fallback=secure
 	Floors            Floors   // built in
+	MinVersion        string   // below it nothing is installed; what is installed is booted
 }
 
 // PolicyOf returns what a configuration says. floor is the time that is built into the initramfs, seconds since 1970.
 func PolicyOf(c *config.Config, floor int64) Policy {
 	p := Policy{
 		Attempts: uint8(c.BootAttempts), ConfirmedAttempts: uint8(c.ConfirmedAttempts),
-		Secure: c.Fallback == "secure", Floors: Floors{Time: floor},
+		Secure: c.Fallback == "secure", Floors: Floors{Time: floor}, MinVersion: c.MinVersion,
 	}
 	for _, s := range c.BootSlots() {
 		p.Slots = append(p.Slots, s.Name)
@@ -338,6 +340,9 @@ type Store interface {
 // back (rule 3).
 func Stricter(old, next State) bool {
 	if version.Compare(next.Floors.Version, old.Floors.Version) > 0 || next.Floors.Epoch > old.Floors.Epoch || next.Floors.Time > old.Floors.Time {
+		return true
+	}
+	if next.Trust.File != old.Trust.File {
 		return true
 	}
 	for _, e := range next.Slots {

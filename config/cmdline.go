@@ -13,10 +13,13 @@ const (
 // Cmdline is what the kernel command line may say to early boot. It chooses among configured things and never weakens
 // them.
 type Cmdline struct {
-	Slot     string   // lifeboat.slot=, name or bootname of a slot; not checked against the configuration
-	Rescue   bool     // lifeboat.rescue
-	Quiet    bool     // quiet
-	Consoles []string // device names of console=, in order, like "ttyS0"; options after a comma are cut off
+	Slot   string // lifeboat.slot=, name or bootname of a slot; not checked against the configuration
+	Rescue bool   // lifeboat.rescue
+	Quiet  bool   // quiet
+	// USBDefault is usbcore.authorized_default=, which is for the system that starts: a module that early boot loads gets
+	// no parameters of the command line.
+	USBDefault string
+	Consoles   []string // device names of console=, in order, like "ttyS0"; options after a comma are cut off
 }
 
 // ParseCmdline reads the content of /proc/cmdline by the kernel's rules: words end at white space outside double
@@ -38,6 +41,8 @@ func ParseCmdline(s string) Cmdline {
 			}
 		case "lifeboat.rescue":
 			c.Rescue = !assigned || value != "0" && value != "n" && value != "false"
+		case "usbcore.authorized_default":
+			c.USBDefault = value
 		case "quiet":
 			c.Quiet = c.Quiet || !assigned
 		case "console":

@@ -27,6 +27,7 @@ const MaxBootSlots = 4
 // Config is one system.conf with the defaults filled in.
 type Config struct {
 	Compatible          string
+	MinVersion          string   // RAUC's min-bundle-version: older bundles are not installed, "": any are
 	Bootloader          string   // "raw"
 	BootAttempts        int      // tries of a slot on trial, 1..9
 	BundleFormats       []string // formats that are taken, in the order plain, verity, crypt
@@ -35,6 +36,8 @@ type Config struct {
 
 	KeyringPath  string // absolute path in the initramfs
 	CheckPurpose string // "codesign", "smimesign" or "any"
+	CheckCRL     bool   // every issuer between signer and anchor must have a revocation list
+	Role         string // "release" or "dev": whose signatures install
 
 	Slots         []Slot // by class and index
 	StateDevice   string
@@ -116,6 +119,7 @@ func Parse(raw []byte) (*Config, error) {
 		Init:                "/sbin/init",
 		KeyringPath:         Dir + "/keyring.pem",
 		CheckPurpose:        "codesign",
+		Role:                "release",
 		StateDevice:         "PARTLABEL=state",
 		Fallback:            "available",
 		ConfirmedAttempts:   8,
@@ -233,7 +237,7 @@ func (c *Config) system(e entry) error {
 	case "init":
 		return absolute(&c.Init, e.value)
 	case "min-bundle-version":
-		return errors.New("not supported: ignoring it would let older bundles in (the version floor rises with each confirmed one)")
+		return text(&c.MinVersion, e.value, 64)
 	case "mountprefix", "grubenv", "barebox-statename", "barebox-dtbpath", "boot-attempts-primary", "efi-use-bootnext",
 		"activate-installed", "statusfile", "data-directory", "max-bundle-download-size", "max-bundle-signature-size",
 		"variant-name", "variant-file", "variant-dtb", "perform-pre-check":
@@ -256,14 +260,9 @@ func (c *Config) keyring(e entry) error {
 	case "check-purpose":
 		return choice(&c.CheckPurpose, e.value, "codesign", "smimesign", "any")
 	case "check-crl":
-		var on bool
-		if err := boolean(&on, e.value); err != nil {
-			return err
-		}
-		if on {
-			return errors.New("revocation lists come in a later release; ignoring this would trust revoked keys")
-		}
-		return nil
+		return boolean(&c.CheckCRL, e.value)
+	case "role":
+		return choice(&c.Role, e.value, "release", "dev")
 	case "allowed-signer-cns":
 		return errors.New("not supported: ignoring it would trust more signers; put only the right certificates into the keyring")
 	case "directory":

@@ -24,7 +24,7 @@ const minimal = "[system]\ncompatible=board\nbootloader=raw\n" + slots
 func defaults(raw string) *Config {
 	return &Config{
 		Compatible: "board", Bootloader: "raw", BootAttempts: 3, BundleFormats: []string{"verity"},
-		RequireSignedVerity: true, Init: "/sbin/init", KeyringPath: "/etc/lifeboat/keyring.pem", CheckPurpose: "codesign",
+		RequireSignedVerity: true, Init: "/sbin/init", KeyringPath: "/etc/lifeboat/keyring.pem", CheckPurpose: "codesign", Role: "release",
 		Slots: []Slot{
 			{Name: "rootfs.0", Class: "rootfs", Index: 0, Device: "PARTLABEL=rootfs.0", Type: "raw", Bootname: "A"},
 			{Name: "rootfs.1", Class: "rootfs", Index: 1, Device: "/dev/disk/by-partlabel/rootfs.1", Type: "raw", Bootname: "B"},
@@ -41,12 +41,13 @@ func TestParse(t *testing.T) {
 	}{
 		{"minimal", minimal, func(*Config) {}},
 		{"crlf", strings.ReplaceAll(minimal, "\n", "\r\n"), func(*Config) {}},
-		{"all", "# all\n[system]\n\n  compatible = board\nbootloader=raw\nboot-attempts=9\nbundle-formats=+plain\n" +
-			"require-signed-verity=false\ninit=/lib/systemd/systemd\n[keyring]\npath=/keys/k.pem\ncheck-purpose=smimesign\ncheck-crl=false\n" +
+		{"all", "# all\n[system]\n\n  compatible = board\nbootloader=raw\nboot-attempts=9\nbundle-formats=+plain\nmin-bundle-version=1.0\n" +
+			"require-signed-verity=false\ninit=/lib/systemd/systemd\n[keyring]\npath=/keys/k.pem\ncheck-purpose=smimesign\ncheck-crl=true\nrole=dev\n" +
 			"[state]\ndevice=/dev/vda1\n[staging]\ndevice=PARTLABEL=staging\n[usb]\nsettle=1500ms\n[rescue]\nretry=90\n" +
 			"[fallback]\npolicy=secure\nconfirmed-attempts=1\ntrial-deadline=1h30min\n" + slots, func(c *Config) {
 			c.BootAttempts, c.BundleFormats, c.RequireSignedVerity = 9, []string{"plain", "verity"}, false
-			c.Init, c.KeyringPath, c.CheckPurpose = "/lib/systemd/systemd", "/keys/k.pem", "smimesign"
+			c.MinVersion = "1.0"
+			c.Init, c.KeyringPath, c.CheckPurpose, c.CheckCRL, c.Role = "/lib/systemd/systemd", "/keys/k.pem", "smimesign", true, "dev"
 			c.StateDevice, c.StagingDevice = "/dev/vda1", "PARTLABEL=staging"
 			c.USB.Settle, c.RescueRetry = 1500*time.Millisecond, 90*time.Second
 			c.Fallback, c.ConfirmedAttempts, c.TrialDeadline = "secure", 1, 90*time.Minute
@@ -114,9 +115,8 @@ func TestParseRefuses(t *testing.T) {
 		{"yes is not true", system("require-signed-verity=yes"), `"yes" is neither true nor false`},
 		{"relative init", system("init=sbin/init"), "not a plain absolute path"},
 		{"init with dots", system("init=/sbin/../init"), "not a plain absolute path"},
-		{"rauc's floor", system("min-bundle-version=1.0"), "line 2: [system] min-bundle-version: not supported"},
 		{"rauc's signer list", "[keyring]\nallowed-signer-cns=x\n", "not supported"},
-		{"revocation", "[keyring]\ncheck-crl=true\n", "later release"},
+		{"role", "[keyring]\nrole=keyring\n", "release"},
 		{"purpose", "[keyring]\ncheck-purpose=codesgin\n", "is none of: codesign, smimesign, any"},
 		{"climbing keyring", "[keyring]\npath=../x.pem\n", "not a plain absolute path"},
 		{"by-uuid", "[state]\ndevice=/dev/disk/by-uuid/1\n", "no links but"},

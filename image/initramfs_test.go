@@ -107,7 +107,7 @@ func TestModuleOrder(t *testing.T) {
 	if diff := cmp.Diff(want, string(boot.content)); diff != "" || boot.name != modulesName {
 		t.Errorf("%s:\n%s", boot.name, diff)
 	}
-	want = strings.NewReplacer("~", p).Replace("~scsi/scsi_mod.ko\n~scsi/sd_mod.ko\n~usb/usbcore.ko\n~usb/usb-storage.ko delay_use=0\n~usb/xhci-pci.ko\n")
+	want = strings.NewReplacer("~", p).Replace("~usb/usbcore.ko authorized_default=0\n~scsi/scsi_mod.ko\n~scsi/sd_mod.ko\n~usb/usb-storage.ko delay_use=0\n~usb/xhci-pci.ko\n")
 	if diff := cmp.Diff(want, string(usb.content)); diff != "" || usb.name != modulesUSBName {
 		t.Errorf("%s:\n%s", usb.name, diff)
 	}

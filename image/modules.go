@@ -42,8 +42,8 @@ var features = []feature{
 	{"overlay", false, []string{"overlay"}},
 	{"watchdog", true, []string{"i6300esb"}},
 	// Loaded after the boot is counted. The storage drivers stand in front of the host controllers: a stick then has its
-	// driver when it is found.
-	{usbFeature, true, []string{"usb_storage delay_use=0", "uas", "xhci_pci", "xhci_plat_hcd"}},
+	// driver when it is found. authorized_default=0: usb.Settle says which devices come in.
+	{usbFeature, true, []string{"usbcore authorized_default=0", "usb_storage delay_use=0", "uas", "xhci_pci", "xhci_plat_hcd"}},
 	{"usb2", false, []string{"ehci_pci", "ehci_platform", "uhci_hcd", "ohci_pci", "ohci_platform"}},
 }
 

@@ -325,7 +325,7 @@ func (r *doors) Run(ctx context.Context, role string, input []byte, src update.S
 			return errBadWorker
 		}
 		m.Slot = r.slot(slot)
-	case update.RoleAttest:
+	case update.RoleSeal, update.RoleAttest:
 		m.SlotReader, m.SlotSize = r.slot(slot), r.slot(slot).Size()
 	}
 	return update.Work(ctx, role, input, m, frame)

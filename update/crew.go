@@ -137,7 +137,11 @@ func (d *Device) bundleJob(ctx context.Context, role string, src Source, f Found
 // attest judges the seal on a slot, or the one that is given, and reads the slot whole where that is asked for. A
 // worker that ends badly over a slot makes it unreadable: PID 1 cannot vouch for it.
 func (d *Device) attest(ctx context.Context, slot string, whole bool, seal []byte) (attested, []byte) {
-	a, err := d.run(ctx, RoleAttest, &job{Whole: whole, Seal: seal}, Source{}, slot, nil)
+	role := RoleSeal
+	if whole {
+		role = RoleAttest
+	}
+	a, err := d.run(ctx, role, &job{Seal: seal}, Source{}, slot, nil)
 	switch {
 	case err != nil:
 		d.Say(fmt.Sprintf("slot %s cannot be judged: %v", d.Name(slot), err))

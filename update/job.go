@@ -14,7 +14,8 @@ const (
 	RoleScan    = "scan"    // reads a stick and says which bundles lie on it
 	RoleCheck   = "check"   // reads every block of one bundle before a slot is touched
 	RoleInstall = "install" // writes one bundle's image and tree to one slot
-	RoleAttest  = "attest"  // reads a slot's seal and, when asked, the whole slot
+	RoleSeal    = "seal"    // reads a slot's seal
+	RoleAttest  = "attest"  // reads a slot's seal and the whole slot
 )
 
 // Trust is what workers judge by. It comes from the initramfs and the state record and is told to every worker anew.
@@ -38,8 +39,7 @@ type job struct {
 	Path         string
 	Manifest     boot.Hash
 
-	Whole bool   // attest: read the whole slot
-	Seal  []byte // attest: the seal that is to be judged instead of the one on the slot
+	Seal []byte // seal, attest: the seal that is to be judged instead of the one on the slot
 }
 
 // Frames of a worker's answer. All numbers little endian; a string is its length in one byte and its bytes.
@@ -138,7 +138,6 @@ func (j *job) encode() []byte {
 	e.i64(j.Size)
 	e.str(j.Path)
 	e.raw(j.Manifest[:])
-	e.flag(j.Whole)
 	e.blob(j.Seal)
 	return e.b
 }
@@ -154,7 +153,7 @@ func decodeJob(b []byte) (*job, error) {
 	j.Trust.RequireSigned, j.Trust.Floor = d.flag(), d.i64()
 	j.Class, j.Room = d.str(), d.i64()
 	j.Offset, j.Size, j.Path, j.Manifest = d.i64(), d.i64(), d.str(), d.hash()
-	j.Whole, j.Seal = d.flag(), d.blob()
+	j.Seal = d.blob()
 	if err := d.end(); err != nil {
 		return nil, fmt.Errorf("decode job: %w", err)
 	}

@@ -23,8 +23,8 @@ type Media struct {
 	Source     io.ReaderAt // scan, check, install: the stick
 	SourceSize int64       // bytes
 	Slot       disk.Device // install: the target, read-write
-	SlotReader io.ReaderAt // attest: the slot, past every cache
-	SlotSize   int64       // attest: bytes
+	SlotReader io.ReaderAt // seal, attest: the slot, past every cache
+	SlotSize   int64       // seal, attest: bytes
 }
 
 // Work does one worker's job and sends its answer. It runs in a confined process in early boot and in this one in
@@ -46,8 +46,10 @@ func Work(ctx context.Context, role string, input []byte, m Media, send func(kin
 		err = w.check(ctx)
 	case RoleInstall:
 		err = w.install(ctx)
+	case RoleSeal:
+		err = w.attest(ctx, false)
 	case RoleAttest:
-		err = w.attest(ctx)
+		err = w.attest(ctx, true)
 	default:
 		return fmt.Errorf("unknown role %q", role)
 	}
@@ -306,7 +308,7 @@ func chunks(b []byte) func(yield func([]byte) bool) {
 }
 
 // attest judges the seal it was given, or the one on the slot, and the whole slot where that is asked for.
-func (w *worker) attest(ctx context.Context) error {
+func (w *worker) attest(ctx context.Context, whole bool) error {
 	k, err := w.keyring()
 	if err != nil {
 		return err
@@ -332,7 +334,7 @@ func (w *worker) attest(ctx context.Context) error {
 			break
 		}
 		a.Seal.Status = boot.SealValid
-		if !w.job.Whole {
+		if !whole {
 			break
 		}
 		a.Seal.Whole = boot.WholeRight

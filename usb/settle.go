@@ -38,9 +38,9 @@ const (
 	pause = 20 * time.Millisecond
 )
 
-// Settle waits until the USB buses have said all they have, at most max. Afterwards every disk that was
-// plugged in when the host controllers' drivers were loaded is in Sticks, unless its device is slower than the
-// standard allows. Without a USB bus it returns at once. w must have been made before those drivers
+// Settle lets in the hubs and sticks that wait at a [Guard], and waits until the USB buses have said all they have, at most
+// max. Afterwards every disk that was plugged in when the host controllers' drivers were loaded is in Sticks, unless its
+// device is slower than the standard allows. Without a USB bus it returns at once. w must have been made before those drivers
 // were loaded; nil is allowed and only makes Settle look at short intervals.
 //
 // The kernel (6.1) has no attribute for "scan done". What it has, hub by hub:
@@ -49,6 +49,7 @@ const (
 //   - A hub that finds devices holds its own lock until all of them are addressed and announced; reading
 //     bConfigurationValue takes the same lock, so that it returns when they are.
 //   - Which ports of a controller have something plugged in can be asked the controller's own hub.
+//   - A device that was not let in has no configuration and never will; letting it in returns when it has one.
 //   - A device is locked until it is configured and its interfaces have their drivers.
 //   - A mass-storage interface with its driver has a SCSI host, that its units, those a block device.
 //   - Opening a disk takes the lock that is held while the kernel reads its partition table.
@@ -61,7 +62,7 @@ const (
 // between 145 and 480; a stick's device at 319, its unit at 399, its disk at 410, its partitions at 510.
 func Settle(w *disk.Watcher, sysfs string, max time.Duration) {
 	s := settler{
-		devices: filepath.Join(sysfs, "bus/usb/devices"), nodes: filepath.Join(sysfs, "../dev"),
+		devices: filepath.Join(sysfs, devices), nodes: filepath.Join(sysfs, "../dev"),
 		seen: make(map[string]time.Time), asked: make(map[string]<-chan bool), answered: make(map[string]bool),
 	}
 	deadline := time.Now().Add(max)
@@ -78,6 +79,8 @@ func Settle(w *disk.Watcher, sysfs string, max time.Duration) {
 		}
 	}
 }
+
+const devices = "bus/usb/devices" // below sysfs
 
 // settler remembers between two looks when it saw something first, and what it has asked.
 type settler struct {
@@ -123,10 +126,13 @@ func (s *settler) settled() bool {
 	if err != nil {
 		return true // no USB in this kernel, or not loaded
 	}
-	done := true
+	done := s.admit(entries)
 	for _, e := range entries {
 		name := e.Name()
 		dir := filepath.Join(s.devices, name)
+		if waiting(dir) {
+			continue
+		}
 		// No short cut at the first that is not done: the clocks of all of them start now.
 		if strings.Contains(name, ":") {
 			if class, err := disk.Attr(dir, "bInterfaceClass"); err == nil && class == "08" {

@@ -17,7 +17,13 @@ import (
 const noCTTY = unix.O_NOCTTY | unix.O_NONBLOCK
 
 // uids of the workers: nobody else has them, and no two roles share one.
-var uids = map[string]int{update.RoleScan: 65501, update.RoleCheck: 65502, update.RoleInstall: 65503, update.RoleAttest: 65504}
+var uids = map[string]int{
+	update.RoleScan: 65501, update.RoleCheck: 65502, update.RoleInstall: 65503, update.RoleAttest: 65504, update.RoleSeal: 65505,
+}
+
+// quick is the CPU time of a worker that reads little. Those that read or write a whole image may take any time as long as
+// they get on.
+const quick = 10 * time.Second
 
 // stall is the longest silence of a worker that reads or writes a slow medium.
 const stall = 30 * time.Second
@@ -46,7 +52,7 @@ func (c *crew) Run(ctx context.Context, role string, input []byte, src update.So
 	}
 	switch role {
 	case update.RoleScan:
-		spec.CPU, spec.Deadline = 10*time.Second, time.Minute
+		spec.CPU, spec.Deadline = quick, time.Minute
 		if len(c.d.cfg.BundleFormats) > 1 {
 			spec.CPU, spec.Deadline = 0, 0 // a plain bundle has to be read whole to know who signed it
 		}
@@ -54,7 +60,10 @@ func (c *crew) Run(ctx context.Context, role string, input []byte, src update.So
 		if err := open(c.d.slotPath(slot), os.O_RDWR); err != nil {
 			return err
 		}
-	case update.RoleAttest:
+	case update.RoleSeal, update.RoleAttest:
+		if role == update.RoleSeal {
+			spec.CPU, spec.Deadline = quick, time.Minute
+		}
 		err := open(c.d.slotPath(slot), os.O_RDONLY|unix.O_DIRECT)
 		if err != nil {
 			err = open(c.d.slotPath(slot), os.O_RDONLY)
@@ -89,21 +98,22 @@ func work(j *confine.Job) error {
 		files = files[1:]
 		return f, err
 	}
-	if j.Role != update.RoleAttest {
+	reader := j.Role == update.RoleSeal || j.Role == update.RoleAttest
+	if !reader {
 		f, err := take()
 		if err != nil {
 			return err
 		}
 		m.Source, m.SourceSize = f, f.Size()
 	}
-	switch j.Role {
-	case update.RoleInstall:
+	switch {
+	case j.Role == update.RoleInstall:
 		f, err := take()
 		if err != nil {
 			return err
 		}
 		m.Slot = f
-	case update.RoleAttest:
+	case reader:
 		f, err := take()
 		if err != nil {
 			return err

@@ -66,6 +66,7 @@ type device struct {
 	keyring []byte
 	cmd     config.Cmdline
 	watch   *disk.Watcher
+	doors   *doors
 	found   resolved
 	report  *status.Report
 }
@@ -75,6 +76,8 @@ func run() {
 	d := &device{clock: newClock(), report: &status.Report{Installed: []status.Installed{}, Refused: []status.Refused{}}}
 	mountErr := mountBasics()
 	d.cmd = config.ParseCmdline(readTrimmed("/proc/cmdline"))
+	d.doors = shutDoors(d.cmd.USBDefault)
+	defer d.doors.open()
 	d.con = openConsole(d.cmd.Quiet)
 	if mountErr != nil {
 		d.con.say("mount: " + mountErr.Error())

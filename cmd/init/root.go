@@ -153,6 +153,7 @@ func (d *device) handOver(s update.Started) {
 		d.con.say("leave the report: " + err.Error())
 	}
 	forgetPanic()
+	d.doors.open()
 	b := d.found.slots[s.Slot]
 	table := dm.VerityTable(fmt.Sprintf("%d:%d", b.Major, b.Minor), s.Facts.DataBlocks, s.Facts.RootHash, s.Facts.Salt, "restart_on_corruption")
 	if err := dm.Reload(rootName, true, table); err != nil {

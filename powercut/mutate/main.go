@@ -21,7 +21,7 @@ type verdict struct {
 	Name    string  `json:"name"`
 	File    string  `json:"file"`
 	Net     string  `json:"net"`     // that noticed it; "" if none did
-	Trace   string  `json:"trace"`   // what it said
+	Example string  `json:"example"` // what it said
 	Seconds float64 `json:"seconds"` // until it was noticed
 }
 
@@ -68,7 +68,7 @@ func run(out, only string, every int) error {
 			missed++
 			fmt.Printf("MISSED  %-60s %s\n", m.name, m.file)
 		} else {
-			fmt.Printf("noticed %-60s by %s in %.0f s: %s\n", m.name, v.Net, v.Seconds, v.Trace)
+			fmt.Printf("noticed %-60s by %s in %.0f s: %s\n", m.name, v.Net, v.Seconds, v.Example)
 		}
 		all = append(all, v)
 	}
@@ -129,7 +129,7 @@ func (m mutant) try(root, temp string) (v verdict, err error) {
 		case strings.Contains(string(text), "\npanic: "):
 			return v, fmt.Errorf("the net itself fails:\n%s", text)
 		}
-		v.Net, v.Trace = n.name, firstComplaint(string(text))
+		v.Net, v.Example = n.name, firstComplaint(string(text))
 		return v, nil
 	}
 	return v, nil

@@ -13,6 +13,7 @@ type change struct{ old, new string }
 var nets = []struct{ name, pkg, run string }{
 	{"crash simulator", "./powercut", "^(TestLostWrite|TestReset|TestNewestLost|TestFaults|TestCollateral|TestFiftyCuts|TestRandomDepth)$"},
 	{"crash simulator", "./boot/raw", "."},
+	{"torn seals", "./slots", "^TestSeal"},
 	{"crash simulator", "./powercut", "^TestCrash$"},
 	{"model", "./boot", "Model"},
 }

@@ -46,7 +46,7 @@ func memory(b *bench) error {
 func (b *bench) memoryRows(where string, workers map[string]int64, init int64) {
 	mib := func(kib int64) string { return fmt.Sprintf("%.1f MiB", float64(kib)/1024) }
 	text := ""
-	for _, role := range []string{update.RoleScan, update.RoleCheck, update.RoleInstall, update.RoleAttest} {
+	for _, role := range []string{update.RoleScan, update.RoleCheck, update.RoleInstall, update.RoleSeal, update.RoleAttest} {
 		text += fmt.Sprintf("%s %.1f, ", role, float64(workers[role])/1024)
 	}
 	largest := slices.Max(slices.Collect(maps.Values(workers)))

@@ -135,7 +135,7 @@ func (u *updater) Run(ctx context.Context, role string, input []byte, src update
 	switch role {
 	case update.RoleInstall:
 		open(u.t.path, os.O_RDWR)
-	case update.RoleAttest:
+	case update.RoleSeal, update.RoleAttest:
 		open(u.t.path, os.O_RDONLY|unix.O_DIRECT)
 	}
 	defer func() {

@@ -114,7 +114,7 @@ func campaignCommand(ctx context.Context, args []string) error {
 	}
 	say("%s", res)
 	if c.Shards == 1 {
-		if err := writeReport(*out, res, "", ""); err != nil {
+		if err := writeReport(*out, res); err != nil {
 			return err
 		}
 	}
@@ -163,7 +163,7 @@ func mergeCommand(_ context.Context, args []string) error {
 	if err := writeJSON(filepath.Join(*out, resultFile), sum); err != nil {
 		return err
 	}
-	if err := writeReport(*out, sum, "", ""); err != nil {
+	if err := writeReport(*out, sum); err != nil {
 		return err
 	}
 	if sum.Failed > 0 {
@@ -297,8 +297,6 @@ func killsCommand(ctx context.Context, args []string) error {
 func reportCommand(_ context.Context, args []string) error {
 	f := flag.NewFlagSet("report", flag.ExitOnError)
 	out := f.String("out", "out/powercut", "folder of the results")
-	mutations := f.String("mutations", "", "JSON of the mutation list")
-	model := f.String("model", "", "JSON of the model's figures")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
@@ -306,5 +304,5 @@ func reportCommand(_ context.Context, args []string) error {
 	if err := readJSON(filepath.Join(*out, resultFile), r); err != nil {
 		return err
 	}
-	return writeReport(*out, r, *mutations, *model)
+	return writeReport(*out, r)
 }

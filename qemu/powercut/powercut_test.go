@@ -314,15 +314,13 @@ func TestCut(t *testing.T) {
 // The page is whole, and a browser shows it.
 func TestReport(t *testing.T) {
 	dir := t.TempDir()
-	list := filepath.Join(dir, "mutations.json")
-	if err := writeJSON(list, []mutation{{"flush of the state record left out", "2 simulator", "one write, dropped"}}); err != nil {
+	if err := writeJSON(filepath.Join(dir, mutantsFile), []mutation{{"flush of the state record left out", "2 simulator", "one write, dropped"}}); err != nil {
 		t.Fatal(err)
 	}
-	figures := filepath.Join(dir, "model.json")
-	if err := writeJSON(figures, []figure{{"1 model", "states visited", "1 600 000"}}); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, netsFile), []byte("=== RUN\n    x_test.go:1: figure: model: 1600000 states visited\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := writeReport(dir, invented(), list, figures); err != nil {
+	if err := writeReport(dir, invented()); err != nil {
 		t.Fatal(err)
 	}
 	raw, err := os.ReadFile(filepath.Join(dir, "index.html"))

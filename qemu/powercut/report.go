@@ -16,19 +16,36 @@ import (
 //go:embed report.html
 var reportText string
 
-// mutation is one protection that was switched off, and what noticed: one element of the list in the file that
-// `report --mutations` reads.
+// Files beside the result that the page shows where they are: the list that `make mutants` writes, and what the tests of
+// the other nets say.
+const (
+	mutantsFile = "mutants.json"
+	netsFile    = "nets.txt"
+)
+
+// mutation is one promise that was taken away, and what noticed.
 type mutation struct {
 	Name    string `json:"name"`
-	Net     string `json:"net"`     // that caught it, "" if none did
-	Example string `json:"example"` // shortest counter-example
+	Net     string `json:"net"`     // that noticed it, "" if none did
+	Example string `json:"example"` // what it said
 }
 
-// figure is one number of another net: one element of the list in the file that `report --model` reads.
-type figure struct {
-	Net   string `json:"net"`
-	Name  string `json:"name"`
-	Value string `json:"value"`
+// figure is a line "figure: NET: TEXT" of a test.
+type figure struct{ Net, Text string }
+
+func readFigures(file string) ([]figure, error) {
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	var list []figure
+	for line := range strings.Lines(string(raw)) {
+		if _, text, ok := strings.Cut(line, "figure: "); ok {
+			net, text, _ := strings.Cut(strings.TrimSpace(text), ": ")
+			list = append(list, figure{net, text})
+		}
+	}
+	return list, nil
 }
 
 // page is what the report's template sees.
@@ -39,19 +56,19 @@ type page struct {
 	Made      string
 }
 
-// writeReport writes index.html, a page that needs nothing else. mutations and model name optional files; kills are
-// those that lie in the folder.
-func writeReport(dir string, r *result, mutations, model string) error {
+// writeReport writes index.html, a page that needs nothing else, from a result and what else lies in the folder.
+func writeReport(dir string, r *result) error {
 	p := page{result: r, Made: time.Now().UTC().Format("2006-01-02 15:04 UTC")}
-	for file, to := range map[string]any{mutations: &p.Mutations, model: &p.Figures} {
-		if file == "" {
-			continue
+	there := func(err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
 		}
-		if err := readJSON(file, to); err != nil {
-			return err
-		}
+		return err
 	}
-	if err := readJSON(filepath.Join(dir, killsFile), &r.Kills); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	var err error
+	p.Figures, err = readFigures(filepath.Join(dir, netsFile))
+	err = errors.Join(there(err), there(readJSON(filepath.Join(dir, mutantsFile), &p.Mutations)), there(readJSON(filepath.Join(dir, killsFile), &r.Kills)))
+	if err != nil {
 		return err
 	}
 	t, err := template.New("report").Funcs(template.FuncMap{
