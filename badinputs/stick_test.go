@@ -230,7 +230,7 @@ func TestFickleSticks(t *testing.T) {
 	plugged := k.plug([]badinputs.Input{{Row: "0", Name: "good", Make: k.Good}})
 	medium, err := crash.ReadImage(plugged, plugged.size)
 	k.must(err)
-	codes := map[int]int{}
+	codes := map[string]map[int]int{"fails": {}, "flips": {}, "ends": {}}
 	// try reports whether the bundle was installed.
 	try := func(f fickle) (installed bool, reads int) {
 		t.Helper()
@@ -241,11 +241,19 @@ func TestFickleSticks(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if installed = len(b.Report.Installed) == 1; !installed {
-			for _, r := range b.Report.Refused {
-				codes[r.Code]++
+		kind := "fails"
+		if f.flip {
+			kind = "flips"
+		} else if f.end > 0 {
+			kind = "ends"
+		}
+		for _, r := range b.Report.Refused {
+			codes[kind][r.Code]++
+			if (kind == "fails") != (r.Code == 40) || kind == "ends" && r.Code != 20 {
+				t.Errorf("it %s, from read %d, end %d: code %d: %s", kind, f.from, f.end, r.Code, r.Text)
 			}
 		}
+		installed = len(b.Report.Installed) == 1
 		want := map[bool]string{true: "rootfs.1", false: "rootfs.0"}[installed]
 		if b.Slot != want || b.Rescue || len(b.Damaged) > 0 {
 			t.Errorf("read %d, flip %v, end %d: slot %q started, damaged %v: %q", f.from, f.flip, f.end, b.Slot, b.Damaged, b.Lines)
