@@ -1,6 +1,7 @@
 package confine
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -529,4 +530,17 @@ func TestLimits(t *testing.T) {
 			t.Errorf("%q: %+v", bad, l)
 		}
 	}
+}
+
+// FuzzReason: whatever a worker says on standard error becomes one short printable line.
+func FuzzReason(f *testing.F) {
+	f.Add([]byte("noise\npanic: oh\n\ngoroutine 1\n"))
+	f.Add([]byte("caf\xc3\xa9 \x1b[2J\x00\r\n"))
+	f.Add([]byte(strings.Repeat("z", 5000) + "\nfatal error: out of memory\n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		got := reason(bytes.NewReader(b))
+		if len(got) > maxReason || strings.ContainsFunc(got, func(r rune) bool { return r < ' ' || r > '~' }) {
+			t.Errorf("%d bytes: %q", len(got), got)
+		}
+	})
 }

@@ -126,6 +126,7 @@ func (d *Device) scan(ctx context.Context, src Source) (*answer, error) {
 		return nil, err
 	}
 	if a.err != nil {
+		a.err.Path = src.Name // of the whole source, not of one file
 		a.refused = append(a.refused, *a.err)
 	}
 	return a, nil
