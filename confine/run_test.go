@@ -3,11 +3,14 @@ package confine
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -191,6 +194,7 @@ func TestRefusedWithoutFilter(t *testing.T) {
 		"bpf": perm, "read kernel log": perm, "lower oom score": "open /proc/self/oom_score_adj: " + absent,
 		"50 open files": "too many open files",
 		"shared memory": mapped, "executable memory": mapped, "memory file": mapped,
+		"stack without limit": mapped, "large pipe": mapped, "pass on a descriptor": mapped,
 		"terminal ioctl": "inappropriate ioctl for device",
 		"fork bomb":      "resource temporarily unavailable",
 	}
@@ -200,6 +204,66 @@ func TestRefusedWithoutFilter(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("refusals (-want +got):\n%s", diff)
+	}
+}
+
+// The filter is a list: whatever system call it has no line for is refused, in each of the kernel's tables.
+func TestEveryCall(t *testing.T) {
+	needRoot(t)
+	for _, nr := range []uint32{
+		unix.SYS_OPENAT, unix.SYS_OPENAT2, unix.SYS_SOCKET, unix.SYS_MKNODAT, unix.SYS_MOUNT, unix.SYS_FSOPEN, unix.SYS_PTRACE, unix.SYS_KILL,
+		unix.SYS_PIDFD_SEND_SIGNAL, unix.SYS_PROCESS_VM_WRITEV, unix.SYS_IO_URING_SETUP, unix.SYS_BPF, unix.SYS_USERFAULTFD, unix.SYS_UNSHARE,
+		unix.SYS_SETNS, unix.SYS_KEYCTL, unix.SYS_ADD_KEY, unix.SYS_PERF_EVENT_OPEN, unix.SYS_EXECVE, unix.SYS_EXECVEAT, unix.SYS_MPROTECT,
+		unix.SYS_MREMAP, unix.SYS_MEMFD_CREATE, unix.SYS_SHMGET, unix.SYS_IOCTL, unix.SYS_PRCTL, unix.SYS_PRLIMIT64, unix.SYS_SENDMSG,
+		unix.SYS_OPEN_BY_HANDLE_AT, unix.SYS_INIT_MODULE, unix.SYS_FINIT_MODULE, unix.SYS_REBOOT, unix.SYS_KEXEC_LOAD, unix.SYS_SYSLOG,
+	} {
+		if listed(nr) || nr >= maxCall {
+			t.Errorf("system call %d is not looked at", nr)
+		}
+	}
+	if _, err := Run(context.Background(), Spec{Role: "every call", UID: 65501, Deadline: 20 * time.Second}, noFrame); err != nil {
+		t.Error(err)
+	}
+	if runtime.GOARCH != "amd64" {
+		return
+	}
+	_, err := Run(context.Background(), Spec{Role: "call of 32 bits", UID: 65501, Deadline: 20 * time.Second}, noFrame)
+	if !errors.Is(err, ErrExit) || !strings.Contains(err.Error(), "bad system call") && !strings.Contains(err.Error(), "SIGSEGV") {
+		t.Errorf("a system call of 32 bits: %v", err)
+	}
+}
+
+var partition = flag.String("partition", "", "of a disk, to be broken out of; its content is lost")
+
+// With a partition's descriptors nothing beside it can be reached, and nothing be written where it was opened read-only.
+func TestBreakIn(t *testing.T) {
+	needRoot(t)
+	if *partition == "" {
+		t.Skip("no -partition: the virtual device has one (qemu/story)")
+	}
+	rw, err := os.OpenFile(*partition, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rw.Close()
+	ro, err := os.Open(*partition)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ro.Close()
+	for _, unfiltered := range []bool{false, true} {
+		if _, err := Run(context.Background(), Spec{
+			Role: "break in", UID: 65501, Files: []*os.File{rw, ro}, Deadline: time.Minute, unfiltered: unfiltered,
+		}, func(_ byte, b []byte) error {
+			// What the kernel lets who may write do to its own partition is no way out.
+			if unfiltered && slices.Contains([]string{"BLKDISCARD", "BLKZEROOUT", "BLKSECDISCARD"}, string(b)) {
+				return nil
+			}
+			t.Errorf("unfiltered %v: it could %s", unfiltered, b)
+			return nil
+		}); err != nil {
+			t.Errorf("unfiltered %v: %v", unfiltered, err)
+		}
 	}
 }
 
