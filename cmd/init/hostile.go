@@ -39,6 +39,8 @@ func init() {
 	case "flood":
 		for j.Send('P', make([]byte, 16)) == nil {
 		}
+	case "panic":
+		panic("for a test")
 	case "garbage":
 		_ = j.Send('F', bytes.Repeat([]byte{0xff}, 4000))
 	}
