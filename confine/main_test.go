@@ -451,9 +451,6 @@ func state(j *Job) error {
 		return err
 	}
 	add("caps", caps)
-	var sig int32
-	unix.Prctl(unix.PR_GET_PDEATHSIG, uintptr(unsafe.Pointer(&sig)), 0, 0, 0)
-	add("pdeathsig", sig)
 	add("env", strings.Join(os.Environ(), ","))
 	for _, r := range []struct {
 		name string

@@ -286,7 +286,7 @@ func TestState(t *testing.T) {
 	}
 	want := strings.Join([]string{
 		"pid=1", "ppid=0", "uid=65503", "euid=65503", "gid=65503", "groups=0", "nnp=1", "dumpable=0", "bounding=0",
-		"caps=[{0 0 0} {0 0 0}]", "pdeathsig=9", "env=GOMEMLIMIT=16777216,GOTRACEBACK=single,GOMAXPROCS=2",
+		"caps=[{0 0 0} {0 0 0}]", "env=GOMEMLIMIT=16777216,GOTRACEBACK=single,GOMAXPROCS=2",
 		"data=134217728/134217728", "nofile=64/64", "core=0/0", "nproc=64/64", "cpu=2/2", "open=[0 1 2 3 4 5]", "root=0 <nil>", "",
 	}, "\n")
 	if diff := cmp.Diff(want, got); diff != "" {

@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
+	"lifeboat/image"
 	"lifeboat/qemu"
 	"lifeboat/qemu/scene"
 	"lifeboat/qemu/testsystem"
@@ -88,5 +90,26 @@ func TestKeys(t *testing.T) {
 	vm.Expect(scene.Patience, `lifeboat: installed 2\.0 to rootfs\.1 \(B\)\n`)
 	if v := vm.Ready(); v != "2.0" {
 		t.Fatalf("version %s", v)
+	}
+}
+
+// What an initramfs does not hold nobody can make early boot start or load: one program, no shell, no driver for what
+// is typed on, or connects.
+func TestInitramfsHoldsNoMore(t *testing.T) {
+	t.Parallel()
+	a, err := image.ReadArchive(needDevice(t).Initrd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range a.Files {
+		if regular := f.Mode&unix.S_IFMT == unix.S_IFREG; regular && f.Mode&0o111 != 0 && f.Name != "init" || strings.HasSuffix(f.Name, "sh") || strings.Contains(f.Name, "busybox") {
+			t.Errorf("there is %s, mode %o", f.Name, f.Mode)
+		}
+		if m := regexp.MustCompile(`/(hid|usbhid|input|net|tty|serial|bluetooth|thunderbolt|firewire|sound|nfc|usbnet|cdc\w+|vfat|fat|ntfs3?|exfat|isofs|udf)(/|\.ko$)`).FindString(f.Name); m != "" {
+			t.Errorf("there is %s", f.Name)
+		}
+	}
+	if len(a.Files) < 20 {
+		t.Errorf("only %d files were looked at", len(a.Files))
 	}
 }

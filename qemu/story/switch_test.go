@@ -26,10 +26,9 @@ func TestStickChanges(t *testing.T) {
 	}
 	o := testsystem.Options{Files: map[string]string{"etc/filler": filler}}
 	bundle := d.bundle(t, "update.raucb", "2.0", testsystem.Good, o, scene.BundleOptions{})
-	good := read(t, d.stick(t, "good", bundle))
+	raw, good := read(t, bundle), read(t, d.stick(t, "good", bundle))
 	image := read(t, d.Path(fileName(t)+"/2.0.img"))
 	other := read(t, d.stick(t, "other", d.bundle(t, "update.raucb", "3.0", testsystem.Good, o, scene.BundleOptions{})))
-	raw := read(t, bundle)
 	start := bytes.Index(good, raw[:4096]) // a stick is filled from its start, so the file is in one piece
 	if start < 0 || !bytes.Equal(good[start:start+len(raw)], raw) {
 		t.Fatal("the bundle does not lie in one piece on the stick")
