@@ -141,7 +141,7 @@ func TestHostileWorker(t *testing.T) {
 		{"check", "eat", `refused code=40 update\.raucb: .*worker ran out of memory`},
 		{"check", "mute", `refused code=40 update\.raucb: .*worker made no progress for 30s`},
 		{"install", "panic", `refused code=40 update\.raucb: .*panic: for a test`},
-		{"install", "flood", `refused code=40 update\.raucb: .*worker answered badly`},
+		{"install", "flood", `refused code=40 update\.raucb: .*worker answered badly: .*a flood of progress`},
 		{"install", "eat", `refused code=40 update\.raucb: .*worker ran out of memory`},
 		{"install", "forge", `refused code=40 update\.raucb: what was read back from the slot is not what was written`},
 	} {
