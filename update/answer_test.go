@@ -6,6 +6,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -155,6 +156,25 @@ func TestBadWorkers(t *testing.T) {
 		}
 		if a, _ := d.attest(context.Background(), "rootfs.1", true, nil); a.Seal.Status != boot.SealUnreadable {
 			t.Errorf("%s: a slot that nobody could judge is %d", test.name, a.Seal.Status)
+		}
+	}
+}
+
+// A worker may say for hours that it gets on, and may have said it all at once when PID 1 was busy; a flood it is not.
+func TestProgressFlood(t *testing.T) {
+	start := time.Unix(1, 0)
+	for name, c := range map[string]struct {
+		pause time.Duration
+		want  bool
+	}{"ten times a second": {100 * time.Millisecond, true}, "all the time": {100 * time.Microsecond, false}} {
+		a, now, err := &answer{}, start, error(nil)
+		for range 36000 {
+			if now = now.Add(c.pause); err == nil {
+				err = a.beat(now)
+			}
+		}
+		if (err == nil) != c.want {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

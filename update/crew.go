@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"lifeboat/boot"
 	"lifeboat/slots"
@@ -36,6 +37,26 @@ type answer struct {
 	keys     *keys
 	manifest boot.Hash
 	done     bool
+
+	begin time.Time
+	beats int // frames of progress since
+}
+
+// A worker says ten times a second that it gets on. What says it far more often only keeps PID 1 busy.
+const (
+	maxBeats  = 200 // at once
+	beatsRate = 50  // and per second
+)
+
+// beat counts a frame of progress.
+func (a *answer) beat(now time.Time) error {
+	if a.beats++; a.beats == 1 {
+		a.begin = now
+	}
+	if a.beats > maxBeats+int(now.Sub(a.begin).Seconds()*beatsRate) {
+		return fmt.Errorf("%w: a flood of progress", errAnswer)
+	}
+	return nil
 }
 
 func (a *answer) take(kind byte, body []byte, progress func(done, total int64)) error {
@@ -44,6 +65,9 @@ func (a *answer) take(kind byte, body []byte, progress func(done, total int64)) 
 	}
 	switch kind {
 	case frameProgress:
+		if err := a.beat(time.Now()); err != nil {
+			return err
+		}
 		d := &decoder{b: body}
 		done, total := d.i64(), d.i64()
 		if err := d.end(); err != nil {

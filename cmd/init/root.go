@@ -149,11 +149,11 @@ func fileSystem(head []byte) string {
 // handOver leaves the running system what it needs, makes a corrupt block restart the device from now on, and becomes
 // the system's init.
 func (d *device) handOver(s update.Started) {
+	d.doors.open()
 	if err := d.leave(s); err != nil {
 		d.con.say("leave the report: " + err.Error())
 	}
 	forgetPanic()
-	d.doors.open()
 	b := d.found.slots[s.Slot]
 	table := dm.VerityTable(fmt.Sprintf("%d:%d", b.Major, b.Minor), s.Facts.DataBlocks, s.Facts.RootHash, s.Facts.Salt, "restart_on_corruption")
 	if err := dm.Reload(rootName, true, table); err != nil {
