@@ -493,8 +493,10 @@ func (c *CMS) verify(r Rules, digest func(crypto.Hash) ([]byte, error)) (*Signed
 		return nil, Refuse(BadSignature, "not signed by anyone")
 	}
 	for i, s := range c.signers {
-		if slices.ContainsFunc(c.signers[:i], func(o signerInfo) bool { return bytes.Equal(s.full, o.full) }) {
-			return nil, Refuse(Threshold, "the same signature stands in the CMS twice")
+		if slices.ContainsFunc(c.signers[:i], func(o signerInfo) bool {
+			return bytes.Equal(s.issuerSerial, o.issuerSerial) && bytes.Equal(s.keyID, o.keyID)
+		}) {
+			return nil, Refuse(Threshold, "the same signer stands in the CMS twice")
 		}
 	}
 	if !c.Detached() {

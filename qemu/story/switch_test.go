@@ -3,6 +3,7 @@ package story
 import (
 	"bytes"
 	"crypto/rand"
+	"encoding/binary"
 	"fmt"
 	"os"
 	"testing"
@@ -170,3 +171,6 @@ func flicker(t *testing.T, file string, a, b []byte, at int, period time.Duratio
 	}()
 	return func() { close(end); <-ended }
 }
+
+// cmsSize is the length of the CMS at the end of a bundle.
+func cmsSize(b []byte) int { return int(binary.BigEndian.Uint64(b[len(b)-8:])) }
