@@ -39,7 +39,6 @@ type embedded struct {
 }
 
 type signerInfo struct {
-	full         []byte
 	issuerSerial []byte // one of these two
 	keyID        []byte
 	digest       algorithm
@@ -151,7 +150,7 @@ func ReadCMS(der []byte) (*CMS, error) {
 }
 
 func readSigner(v value) (signerInfo, error) {
-	s := signerInfo{full: v.full}
+	var s signerInfo
 	c := cursor{rest: v.body}
 	version := string(c.take(tagInteger).body)
 	if c.peek(tagContext) {
@@ -460,8 +459,8 @@ type Signed struct {
 //
 // The number of keys whose signature is right and leads to an anchor of the role
 // has to reach the keyring's threshold. Other signers are not counted and do no
-// harm. Where there is one signer and one is enough, its own refusal is
-// returned, else [Threshold].
+// harm, but for one that stands there twice. Where there is one signer and one
+// is enough, its own refusal is returned, else [Threshold].
 func (c *CMS) Verify(r Rules, digest func(crypto.Hash) ([]byte, error)) (*Signed, error) {
 	if r.Keyring == nil || len(r.Keyring.Anchors) == 0 {
 		return nil, Refuse(KeyMissing, "no keyring to verify with")
@@ -475,8 +474,10 @@ func (c *CMS) Verify(r Rules, digest func(crypto.Hash) ([]byte, error)) (*Signed
 		return nil, Refuse(BadSignature, "not signed by anyone")
 	}
 	for i, s := range c.signers {
-		if slices.ContainsFunc(c.signers[:i], func(o signerInfo) bool { return bytes.Equal(s.full, o.full) }) {
-			return nil, Refuse(Threshold, "the same signature stands in the CMS twice")
+		if slices.ContainsFunc(c.signers[:i], func(o signerInfo) bool {
+			return bytes.Equal(s.issuerSerial, o.issuerSerial) && bytes.Equal(s.keyID, o.keyID)
+		}) {
+			return nil, Refuse(Threshold, "a signer stands in the CMS twice")
 		}
 	}
 	if !c.Detached() {
