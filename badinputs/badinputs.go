@@ -20,6 +20,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -41,7 +42,7 @@ type Input struct {
 	Plain      bool // bundles of format plain are allowed
 	// Wipes says that the device notices only while it writes: the bundle is signed and its payload is what was signed,
 	// but cannot be unpacked. The slot that it was for is then empty.
-	Wipes bool
+	Wipes   bool
 	Keyring []byte // judged by this instead of the kit's; PEM
 	Floor   uint32 // security epoch of the device
 	Make    func() []byte
@@ -233,5 +234,5 @@ func (k *Kit) Inputs() []Input {
 		{Row: "0", Name: "good", Make: k.Good},
 		{Row: "0", Name: "good plain", Plain: true, Make: func() []byte { return k.plain(k.plainManifest()) }},
 	}
-	return append(append(append(append(accepted, k.containers()...), k.signatures()...), k.manifests()...), k.payloads()...)
+	return slices.Concat(accepted, k.containers(), k.signatures(), k.manifests(), k.payloads(), k.tars())
 }

@@ -112,7 +112,9 @@ func (k *Kit) signatures() []Input {
 	leaf := k.issue("signer", middle, nil)
 	underRoot := func(in Input) Input { in.Keyring = certPEM(root.Cert); return in }
 	year := func(from, to int) func(*x509.Certificate) {
-		return func(c *x509.Certificate) { c.NotBefore, c.NotAfter = k.Now.AddDate(from, 0, 0), k.Now.AddDate(to, 0, 0) }
+		return func(c *x509.Certificate) {
+			c.NotBefore, c.NotAfter = k.Now.AddDate(from, 0, 0), k.Now.AddDate(to, 0, 0)
+		}
 	}
 	notYet := by("41", "not yet valid", 23, year(1, 2))
 	notYet.Device = 0 // its clock is not trusted: see the rule of the floor

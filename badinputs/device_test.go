@@ -13,8 +13,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"lifeboat/badinputs"
+	"lifeboat/boot/raw"
 	"lifeboat/bundle"
 	"lifeboat/config"
+	"lifeboat/disk"
 	"lifeboat/disk/crash"
 	"lifeboat/image"
 	"lifeboat/powercut"
@@ -75,22 +77,22 @@ func (k kit) device(epoch uint32, keyring []byte, plain bool) rig {
 		Sizes: map[string]int64{"rootfs": slots.Need(int64(len(k.Image)))},
 	}, on)
 	k.must(err)
-	disk, err := crash.LoadFile(on)
+	img, err := crash.LoadFile(on)
 	k.must(err)
-	d, err := powercut.Open(cfg, k.Keyring(), disk)
+	d, err := powercut.Open(cfg, k.Keyring(), img)
 	k.must(err)
 	_, err = d.LearnBundle(filepath.Join(dir, "1.0.raucb"), powercut.Healthy)
 	k.must(err)
-	_, err = d.Boot(disk, status.None, powercut.Observer{})
+	_, err = d.Boot(img, status.None, powercut.Observer{})
 	k.must(err)
-	k.must(d.SayGood(disk, "rootfs.0", nil))
+	k.must(d.SayGood(img, "rootfs.0", nil))
 	if keyring != nil { // on a device that trusts more than the one that made slot A's system
-		also, err := powercut.Open(cfg, append(k.Keyring(), keyring...), disk)
+		also, err := powercut.Open(cfg, append(k.Keyring(), keyring...), img)
 		k.must(err)
 		also.Systems = d.Systems
 		d = also
 	}
-	return rig{d, disk}
+	return rig{d, img}
 }
 
 // plug makes a stick with the inputs.
@@ -150,16 +152,16 @@ func TestDevice(t *testing.T) {
 			devices[at] = d
 		}
 		d.Stick = k.plug(inputs)
-		disk := d.disk.Clone()
-		before, err := d.State(disk)
+		on := d.disk.Clone()
+		before, err := d.State(on)
 		k.must(err)
 		start := time.Now()
-		b, err := d.Boot(disk, status.None, powercut.Observer{})
+		b, err := d.Boot(on, status.None, powercut.Observer{})
 		if err != nil {
 			t.Fatal(err)
 		}
 		slowest = max(slowest, time.Since(start))
-		after, err := d.State(disk)
+		after, err := d.State(on)
 		k.must(err)
 		want, got := map[string]int{}, map[string]int{}
 		for _, in := range inputs {
@@ -188,10 +190,10 @@ func TestDevice(t *testing.T) {
 		if before.Floors != after.Floors {
 			t.Errorf("floors %+v became %+v", before.Floors, after.Floors)
 		}
-		if !bytes.Equal(part(d, d.disk, "rootfs.0"), part(d, disk, "rootfs.0")) {
+		if !bytes.Equal(part(d, d.disk, "rootfs.0"), part(d, on, "rootfs.0")) {
 			t.Error("slot A was touched")
 		}
-		if !in.Wipes && !bytes.Equal(part(d, d.disk, "rootfs.1"), part(d, disk, "rootfs.1")) {
+		if !in.Wipes && !bytes.Equal(part(d, d.disk, "rootfs.1"), part(d, on, "rootfs.1")) {
 			t.Error("slot B was touched")
 		}
 		if diff := cmp.Diff(before.Entry("rootfs.1"), after.Entry("rootfs.1")); !in.Wipes && diff != "" {
@@ -219,4 +221,31 @@ func TestDevice(t *testing.T) {
 		}
 	}
 	t.Logf("figure: bad inputs: %d bundles refused by the device, %d of the kind taken, slowest boot %v", refused, accepted, slowest.Round(time.Millisecond))
+}
+
+// TestBelowFloor is row 119: both slots hold what is sealed, confirmed and below the floor of the security epoch. Neither is
+// started.
+func TestBelowFloor(t *testing.T) {
+	set, err := keys.New(keys.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := kit{badinputs.New(t, set, scene.Compatible), t, t.TempDir()}
+	d := k.device(3, nil, false)
+	for floor, slot := range map[uint32]string{3: "rootfs.0", 4: "", 1<<32 - 1: ""} {
+		on := d.disk.Clone()
+		p := d.Part("state")
+		store, err := raw.New(disk.Section(on, p.Off, p.Len))
+		k.must(err)
+		s, _, err := store.Load()
+		k.must(err)
+		s.Floors.Epoch = floor
+		_, err = store.Commit(s)
+		k.must(err)
+		b, err := d.Boot(on, status.None, powercut.Observer{})
+		k.must(err)
+		if b.Slot != slot || b.Rescue != (slot == "") {
+			t.Errorf("floor %d: slot %q started: %q", floor, b.Slot, b.Lines)
+		}
+	}
 }

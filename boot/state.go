@@ -334,6 +334,14 @@ type Store interface {
 	// copies are written before it returns (rule 3). It returns s with its new Sequence. After an error the State
 	// of before or s is found by the next Load, never anything else.
 	Commit(s State) (State, error)
+
+	// LoadTrust returns the trust file with that SHA-256, or an error when it is not there whole.
+	LoadTrust(file Hash) ([]byte, error)
+	// SaveTrust makes a trust file durable and returns its SHA-256. It never writes over those that keep names; a power
+	// cut before it returns leaves them as they were.
+	SaveTrust(b []byte, keep Trust) (Hash, error)
+	// FindTrust returns all trust files that are there whole, for when the record is lost.
+	FindTrust() [][]byte
 }
 
 // Stricter reports whether next forbids something that old allowed, so that losing the newest copy must not bring it

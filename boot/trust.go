@@ -11,9 +11,11 @@ type Trust struct {
 }
 
 // Trusted returns s with a trust file that counts at once: nothing but newer revocation lists may be new in it.
-func Trusted(s State, file Hash) State {
+// newest is the newest date in it, seconds since 1970, and lifts the clock floor.
+func Trusted(s State, file Hash, newest int64, p Policy) State {
 	s = s.Clone()
 	s.Trust.File = file
+	s.raiseTime(newest, p)
 	return s
 }
 
@@ -30,17 +32,6 @@ func (t *Trust) settle() {
 	if t.Pending != (Hash{}) {
 		t.File, t.Pending = t.Pending, Hash{}
 	}
-}
-
-// TrustStore keeps trust files where the record is kept. Store implementations have it.
-type TrustStore interface {
-	// LoadTrust returns the trust file with that SHA-256, or an error when it is not there whole.
-	LoadTrust(file Hash) ([]byte, error)
-	// SaveTrust makes a trust file durable and returns its SHA-256. It never writes over those that keep names. A power
-	// cut before it returns leaves them as they were.
-	SaveTrust(b []byte, keep Trust) (Hash, error)
-	// FindTrust returns all trust files that are there whole, for when the record is lost.
-	FindTrust() [][]byte
 }
 
 // MaxTrust is the size of the largest trust file in bytes.

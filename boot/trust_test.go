@@ -35,7 +35,7 @@ func TestTrustOnTrial(t *testing.T) {
 	if r.durable.Trust != (Trust{File: hash("old")}) {
 		t.Errorf("after the trial ran out: %+v", r.durable.Trust)
 	}
-	list := Trusted(s, hash("list"))
+	list := Trusted(s, hash("list"), 0, available)
 	if list.Trust != (Trust{hash("list"), hash("new")}) || !Stricter(s, list) {
 		t.Errorf("a newer list: %+v", list.Trust)
 	}

@@ -12,8 +12,8 @@
 // is a detached signature over the whole payload, which holds the manifest.
 // The payload is a squashfs with the manifest and the images in its root.
 //
-// Errors of this package carry the codes of verify.Code. Create, Peek and
-// Bundle.Extract are for the PC.
+// Errors of this package carry the codes of verify.Code. Create, Peek,
+// OpenSigning and Bundle.Extract are for the PC.
 package bundle
 
 import (

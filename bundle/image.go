@@ -61,7 +61,7 @@ func (b *Bundle) list() (*files, error) {
 		}
 	}
 	if name := b.Manifest.Keyring; name != "" {
-		if size, ok := sizes[name]; !ok || size != b.Manifest.KeyringSize {
+		if size, ok := sizes[name]; !ok || size != b.Manifest.KeyringSize || known[name] {
 			return nil, verify.Refuse(verify.PayloadHash, "the payload has no file %q of %d bytes, which keyring= names", name, b.Manifest.KeyringSize)
 		}
 		known[name] = true
@@ -72,6 +72,30 @@ func (b *Bundle) list() (*files, error) {
 		}
 	}
 	return &files{sq, entries}, nil
+}
+
+// Keyring returns the trust file that the bundle brings along, nil if it brings none.
+func (b *Bundle) Keyring() ([]byte, error) {
+	m := b.Manifest
+	if m.Keyring == "" {
+		return nil, nil
+	}
+	f, err := b.open()
+	if err != nil {
+		return nil, err
+	}
+	file, err := f.fs.Open(m.Keyring)
+	if err != nil {
+		return nil, b.src.judge("open the keyring", err)
+	}
+	data := make([]byte, m.KeyringSize)
+	if _, err := io.ReadFull(file, data); err != nil {
+		return nil, b.src.judge("read the keyring", err)
+	}
+	if sha256.Sum256(data) != m.KeyringSHA256 {
+		return nil, verify.Refuse(verify.PayloadHash, "the keyring is not the one that the manifest names")
+	}
+	return data, nil
 }
 
 // Compression names the compressor of the payload: gzip, xz, lz4 or zstd.

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"os"
 	"strings"
 	"testing"
 
@@ -33,6 +34,30 @@ func TestParseCmdline(t *testing.T) {
 	} {
 		if diff := cmp.Diff(test.want, ParseCmdline(test.in)); diff != "" {
 			t.Errorf("%.80q:\n%s", test.in, diff)
+		}
+	}
+}
+
+// Threat I2: what may stand on a command line to get round verification changes nothing (qemu/story has it all in one
+// boot). C is no slot here: who knows the configuration says so.
+func TestHostileCmdlines(t *testing.T) {
+	raw, err := os.ReadFile("testdata/cmdlines.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const plain = "console=ttyS0 loglevel=4 "
+	lines := strings.Split(strings.TrimSpace(string(raw)), "\n")
+	if len(lines) < 40 {
+		t.Errorf("only %d lines", len(lines))
+	}
+	for _, line := range append(lines, strings.Join(lines, " ")) {
+		got := ParseCmdline(plain + line)
+		got.USBDefault = "" // for the system that starts
+		if got.Slot == "C" {
+			got.Slot = ""
+		}
+		if diff := cmp.Diff(ParseCmdline(plain), got); diff != "" {
+			t.Errorf("%q (-without +with):\n%s", line, diff)
 		}
 	}
 }

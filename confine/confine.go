@@ -76,7 +76,7 @@ type Spec struct {
 }
 
 // MaxInput is the largest Spec.Input in bytes.
-const MaxInput = 1 << 20
+const MaxInput = 5 << 20
 
 // Usage is what a worker took.
 type Usage struct {

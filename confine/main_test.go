@@ -1,10 +1,13 @@
 package confine
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -155,7 +158,22 @@ func roles() map[string]func(j *Job) error {
 			}
 			return nil
 		},
-		"state": func(j *Job) error { return state(j) },
+		"every call": func(j *Job) error { // each system call that the filter has no line for, without arguments
+			for nr := range uint32(maxCall) {
+				if listed(nr) || runtime.GOARCH == "amd64" && (nr == uretprobe || nr == uretprobe+1) {
+					continue
+				}
+				for _, n := range []uint32{nr, nr | x32} {
+					if _, _, errno := syscall.RawSyscall6(uintptr(n), 0, 0, 0, 0, 0, 0); errno != unix.EPERM {
+						return fmt.Errorf("system call %#x: %v", n, errno)
+					}
+				}
+			}
+			return nil
+		},
+		"call of 32 bits": func(*Job) error { call32(); return nil },
+		"break in":        func(j *Job) error { return breakIn(j) },
+		"state":           func(j *Job) error { return state(j) },
 		"write": func(j *Job) error {
 			_, err := j.Files[0].Write([]byte("x"))
 			return err
@@ -366,6 +384,21 @@ func attempts() []attempt {
 			unix.Close(fd)
 			return err
 		}},
+		{"stack without limit", func(*Job) error { // RLIMIT_DATA does not count it
+			_, err := unix.Mmap(-1, 0, 1<<30, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON|unix.MAP_GROWSDOWN|unix.MAP_NORESERVE)
+			return err
+		}},
+		{"large pipe", func(*Job) error { // nor this
+			r, w, err := os.Pipe()
+			if err != nil {
+				return err
+			}
+			defer r.Close()
+			defer w.Close()
+			_, err = unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, 1<<20)
+			return err
+		}},
+		{"pass on a descriptor", func(*Job) error { _, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0); return err }},
 		{"terminal ioctl", func(*Job) error { _, err := unix.IoctlGetTermios(2, unix.TCGETS); return err }},
 		{"fork bomb", func(*Job) error {
 			for range 200 {
@@ -418,9 +451,6 @@ func state(j *Job) error {
 		return err
 	}
 	add("caps", caps)
-	var sig int32
-	unix.Prctl(unix.PR_GET_PDEATHSIG, uintptr(unsafe.Pointer(&sig)), 0, 0, 0)
-	add("pdeathsig", sig)
 	add("env", strings.Join(os.Environ(), ","))
 	for _, r := range []struct {
 		name string
@@ -442,4 +472,67 @@ func state(j *Job) error {
 	f, err := os.ReadDir("/")
 	add("root", fmt.Sprint(len(f), err))
 	return j.Send('s', b)
+}
+
+// listed tells whether the filter has a line of its own for a system call.
+func listed(nr uint32) bool {
+	return slices.Contains(append(allowed(), unix.SYS_MMAP, unix.SYS_CLONE, unix.SYS_FCNTL, unix.SYS_CLONE3), nr)
+}
+
+const (
+	maxCall = 600        // above the last one of any kernel
+	x32     = 0x40000000 // the same calls of amd64's x32 ABI
+	// Newer kernels let no filter see it, and end who calls it anywhere but in a trampoline of theirs.
+	uretprobe = 335
+)
+
+// breakIn tries what a writer may not do with a disk: the first file is a partition of it, read-write, the second the same
+// read-only. It sends what succeeded.
+func breakIn(j *Job) error {
+	rw, ro := int(j.Files[0].Fd()), int(j.Files[1].Fd())
+	size, err := unix.Seek(rw, 0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	evil := bytes.Repeat([]byte("EVIL"), 1024)
+	got := func(what string, err error) {
+		if err == nil {
+			_ = j.Send('!', []byte(what))
+		}
+	}
+	try := func(what string, f func() (int, error)) {
+		if n, err := f(); err == nil && n > 0 {
+			got(what, nil)
+		}
+	}
+	for _, at := range []int64{size, size + 4096, size - 2048, 1 << 40, 1<<63 - 4096, -4096} {
+		try(fmt.Sprintf("write at %d of %d", at, size), func() (int, error) {
+			n, err := unix.Pwrite(rw, evil, at)
+			return n - int(min(max(size-at, 0), 4096)), err // what fits is its own
+		})
+		got(fmt.Sprintf("allocate at %d", at), unix.Fallocate(rw, 0, at, 4096))
+	}
+	got("grow the partition", unix.Ftruncate(rw, size+4096))
+	try("write read-only", func() (int, error) { return unix.Pwrite(ro, evil, 0) })
+	got("zero read-only", unix.Fallocate(ro, unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, 0, 4096))
+	got("discard read-only", unix.Fallocate(ro, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, 4096))
+	if _, err := unix.FcntlInt(uintptr(ro), unix.F_SETFL, unix.O_RDWR); err == nil {
+		try("write read-only after F_SETFL", func() (int, error) { return unix.Pwrite(ro, evil, 0) })
+	}
+	for _, path := range []string{"/proc/self/fd/4", "/dev/fd/4", "/dev/vda", "/dev/vda1"} {
+		if fd, err := unix.Open(path, unix.O_RDWR, 0); err == nil {
+			got("open "+path, nil)
+			unix.Close(fd)
+		}
+	}
+	for name, req := range map[string]uintptr{
+		"BLKDISCARD": unix.BLKDISCARD, "BLKROSET": unix.BLKROSET, "BLKRRPART": unix.BLKRRPART, "BLKPG": unix.BLKPG, "BLKFLSBUF": unix.BLKFLSBUF,
+		"BLKBSZSET": unix.BLKBSZSET, "BLKSECDISCARD": unix.BLKSECDISCARD, "BLKZEROOUT": unix.BLKZEROOUT, "SG_IO": 0x2285,
+	} {
+		var arg [16]uint64
+		arg[1] = 4096
+		got(name, call(unix.SYS_IOCTL, uintptr(rw), req, uintptr(unsafe.Pointer(&arg))))
+		got(name+" read-only", call(unix.SYS_IOCTL, uintptr(ro), req, uintptr(unsafe.Pointer(&arg))))
+	}
+	return nil
 }

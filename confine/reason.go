@@ -42,7 +42,7 @@ func reason(r io.Reader) string {
 // crash recognises the first line of what the Go runtime writes when it gives
 // up. SIGSEGV in the runtime itself happens too when memory runs out.
 func crash(line string) bool {
-	for _, p := range []string{"panic: ", "fatal error: ", "runtime: ", "SIGSEGV: ", "SIGBUS: "} {
+	for _, p := range []string{"panic: ", "fatal error: ", "runtime: ", "SIGSEGV: ", "SIGBUS: ", "SIGSYS: "} {
 		if strings.HasPrefix(line, p) {
 			return true
 		}

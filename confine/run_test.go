@@ -1,13 +1,17 @@
 package confine
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -58,6 +62,8 @@ func TestHostileWorkers(t *testing.T) {
 	needRoot(t)
 	anyFrame := func(byte, []byte) error { return nil }
 	short := Spec{Deadline: 20 * time.Second}
+	// The first one also gets this process its poller.
+	_, _ = Run(context.Background(), Spec{Role: "exit0", UID: 65501, Deadline: 20 * time.Second}, noFrame)
 	for _, c := range []struct {
 		role  string
 		spec  Spec
@@ -191,6 +197,7 @@ func TestRefusedWithoutFilter(t *testing.T) {
 		"bpf": perm, "read kernel log": perm, "lower oom score": "open /proc/self/oom_score_adj: " + absent,
 		"50 open files": "too many open files",
 		"shared memory": mapped, "executable memory": mapped, "memory file": mapped,
+		"stack without limit": mapped, "large pipe": mapped, "pass on a descriptor": mapped,
 		"terminal ioctl": "inappropriate ioctl for device",
 		"fork bomb":      "resource temporarily unavailable",
 	}
@@ -203,10 +210,70 @@ func TestRefusedWithoutFilter(t *testing.T) {
 	}
 }
 
+// The filter is a list: whatever system call it has no line for is refused, in each of the kernel's tables.
+func TestEveryCall(t *testing.T) {
+	needRoot(t)
+	for _, nr := range []uint32{
+		unix.SYS_OPENAT, unix.SYS_OPENAT2, unix.SYS_SOCKET, unix.SYS_MKNODAT, unix.SYS_MOUNT, unix.SYS_FSOPEN, unix.SYS_PTRACE, unix.SYS_KILL,
+		unix.SYS_PIDFD_SEND_SIGNAL, unix.SYS_PROCESS_VM_WRITEV, unix.SYS_IO_URING_SETUP, unix.SYS_BPF, unix.SYS_USERFAULTFD, unix.SYS_UNSHARE,
+		unix.SYS_SETNS, unix.SYS_KEYCTL, unix.SYS_ADD_KEY, unix.SYS_PERF_EVENT_OPEN, unix.SYS_EXECVE, unix.SYS_EXECVEAT, unix.SYS_MPROTECT,
+		unix.SYS_MREMAP, unix.SYS_MEMFD_CREATE, unix.SYS_SHMGET, unix.SYS_IOCTL, unix.SYS_PRCTL, unix.SYS_PRLIMIT64, unix.SYS_SENDMSG,
+		unix.SYS_OPEN_BY_HANDLE_AT, unix.SYS_INIT_MODULE, unix.SYS_FINIT_MODULE, unix.SYS_REBOOT, unix.SYS_KEXEC_LOAD, unix.SYS_SYSLOG,
+	} {
+		if listed(nr) || nr >= maxCall {
+			t.Errorf("system call %d is not looked at", nr)
+		}
+	}
+	if _, err := Run(context.Background(), Spec{Role: "every call", UID: 65501, Deadline: 20 * time.Second}, noFrame); err != nil {
+		t.Error(err)
+	}
+	if runtime.GOARCH != "amd64" {
+		return
+	}
+	_, err := Run(context.Background(), Spec{Role: "call of 32 bits", UID: 65501, Deadline: 20 * time.Second}, noFrame)
+	if !errors.Is(err, ErrExit) || !strings.Contains(err.Error(), "bad system call") && !strings.Contains(err.Error(), "SIGSEGV") {
+		t.Errorf("a system call of 32 bits: %v", err)
+	}
+}
+
+var partition = flag.String("partition", "", "of a disk, to be broken out of; its content is lost")
+
+// With a partition's descriptors nothing beside it can be reached, and nothing be written where it was opened read-only.
+func TestBreakIn(t *testing.T) {
+	needRoot(t)
+	if *partition == "" {
+		t.Skip("no -partition: the virtual device has one (qemu/story)")
+	}
+	rw, err := os.OpenFile(*partition, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rw.Close()
+	ro, err := os.Open(*partition)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ro.Close()
+	for _, unfiltered := range []bool{false, true} {
+		if _, err := Run(context.Background(), Spec{
+			Role: "break in", UID: 65501, Files: []*os.File{rw, ro}, Deadline: time.Minute, unfiltered: unfiltered,
+		}, func(_ byte, b []byte) error {
+			// What the kernel lets who may write do to its own partition is no way out.
+			if unfiltered && slices.Contains([]string{"BLKDISCARD", "BLKZEROOUT", "BLKSECDISCARD"}, string(b)) {
+				return nil
+			}
+			t.Errorf("unfiltered %v: it could %s", unfiltered, b)
+			return nil
+		}); err != nil {
+			t.Errorf("unfiltered %v: %v", unfiltered, err)
+		}
+	}
+}
+
 func TestState(t *testing.T) {
 	needRoot(t)
 	// A descriptor that is not marked close-on-exec must not reach the worker.
-	stray, err := unix.Open("/etc/passwd", unix.O_RDONLY, 0)
+	stray, err := unix.Open("/proc/self/exe", unix.O_RDONLY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -220,7 +287,7 @@ func TestState(t *testing.T) {
 	}
 	want := strings.Join([]string{
 		"pid=1", "ppid=0", "uid=65503", "euid=65503", "gid=65503", "groups=0", "nnp=1", "dumpable=0", "bounding=0",
-		"caps=[{0 0 0} {0 0 0}]", "pdeathsig=9", "env=GOMEMLIMIT=16777216,GOTRACEBACK=single,GOMAXPROCS=2",
+		"caps=[{0 0 0} {0 0 0}]", "env=GOMEMLIMIT=16777216,GOTRACEBACK=single,GOMAXPROCS=2",
 		"data=134217728/134217728", "nofile=64/64", "core=0/0", "nproc=64/64", "cpu=2/2", "open=[0 1 2 3 4 5]", "root=0 <nil>", "",
 	}, "\n")
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -529,4 +596,17 @@ func TestLimits(t *testing.T) {
 			t.Errorf("%q: %+v", bad, l)
 		}
 	}
+}
+
+// FuzzReason: whatever a worker says on standard error becomes one short printable line.
+func FuzzReason(f *testing.F) {
+	f.Add([]byte("noise\npanic: oh\n\ngoroutine 1\n"))
+	f.Add([]byte("caf\xc3\xa9 \x1b[2J\x00\r\n"))
+	f.Add([]byte(strings.Repeat("z", 5000) + "\nfatal error: out of memory\n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		got := reason(bytes.NewReader(b))
+		if len(got) > maxReason || strings.ContainsFunc(got, func(r rune) bool { return r < ' ' || r > '~' }) {
+			t.Errorf("%d bytes: %q", len(got), got)
+		}
+	})
 }

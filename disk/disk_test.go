@@ -448,3 +448,17 @@ func TestWatch(t *testing.T) {
 		t.Errorf("closed while waiting: %v", err)
 	}
 }
+
+// FuzzUevent: only what names a subsystem of ours, in a field of its own, is an event of ours.
+func FuzzUevent(f *testing.F) {
+	f.Add([]byte("add@/devices/x\x00ACTION=add\x00SUBSYSTEM=block\x00SEQNUM=1\x00"))
+	f.Add([]byte("add@/devices/x\x00SUBSYSTEM=usb"))
+	f.Add([]byte("add@/SUBSYSTEM=block\x00SUBSYSTEM=net\x00SUBSYSTEM=usb\x00"))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, msg []byte) {
+		framed := "\x00" + string(msg) + "\x00"
+		if got := concerns(msg); got && !strings.Contains(framed, "\x00SUBSYSTEM=block\x00") && !strings.Contains(framed, "\x00SUBSYSTEM=usb\x00") {
+			t.Errorf("%q concerns us", msg)
+		}
+	})
+}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"io/fs"
@@ -22,6 +23,8 @@ import (
 	"github.com/diskfs/go-diskfs/disk"
 	"github.com/diskfs/go-diskfs/filesystem"
 	"github.com/google/go-cmp/cmp"
+
+	"lifeboat/badinputs"
 )
 
 // stick is a FAT image made by mkfs.fat and filled by mtools.
@@ -335,7 +338,9 @@ func large(clusters uint32, size uint32, first uint32, next func(i, at uint32) u
 		le.PutUint32(table[4*at:], to)
 		at = to
 	}
-	le.PutUint32(table[4*at:], 0x0fffffff)
+	if le.Uint32(table[4*at:]) == 0 { // it may lead back into itself
+		le.PutUint32(table[4*at:], 0x0fffffff)
+	}
 	e := head[data:]
 	copy(e, "BIG        ")
 	le.PutUint16(e[20:], uint16(first>>16))
@@ -404,15 +409,12 @@ func TestHostileChainOfLargeFile(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			start := time.Now()
-			if _, err := f.Open("big"); !errors.Is(err, ErrDamaged) {
+			var meter badinputs.Meter
+			meter.Run(t, func() { _, err = f.Open("big") })
+			if !errors.Is(err, ErrDamaged) {
 				t.Errorf("opened: %v", err)
-			} else {
-				t.Log(err)
 			}
-			if took := time.Since(start); took > time.Second {
-				t.Errorf("took %v", took)
-			}
+			t.Logf("figure: hostile chain, %s: %v: %v", name, &meter, err)
 		})
 	}
 }
@@ -498,6 +500,7 @@ const (
 func TestHostileSticks(t *testing.T) {
 	le := binary.LittleEndian
 	clean := small(t)
+	var meter badinputs.Meter
 	const file = "update with a long name.raucb"
 	if got, err := read(open(t, clean), file); err != nil || !bytes.Equal(got, noise(1, 20_000)) {
 		t.Fatalf("the stick before it is made hostile: %d bytes, %v", len(got), err)
@@ -561,22 +564,21 @@ func TestHostileSticks(t *testing.T) {
 			if bytes.Equal(b, clean) {
 				t.Fatal("nothing was changed")
 			}
-			start := time.Now()
-			f, err := Open(bytes.NewReader(b), int64(len(b)))
-			if c.use != nil {
-				if err != nil {
-					t.Fatal(err)
+			meter.Run(t, func() {
+				f, err := Open(bytes.NewReader(b), int64(len(b)))
+				if c.use != nil {
+					if err != nil {
+						t.Fatal(err)
+					}
+					err = c.use(f)
 				}
-				err = c.use(f)
-			}
-			if !errors.Is(err, ErrDamaged) {
-				t.Errorf("got %v", err)
-			}
-			if took := time.Since(start); took > 100*time.Millisecond {
-				t.Errorf("took %v", took)
-			}
+				if !errors.Is(err, ErrDamaged) {
+					t.Errorf("got %v", err)
+				}
+			})
 		})
 	}
+	t.Logf("figure: hostile sticks: %v", &meter)
 }
 
 func fill(dir []byte) {
@@ -641,8 +643,10 @@ func TestManyFiles(t *testing.T) {
 	end := uint32(2 + n/perCluster)
 	l.link(end-1, 0x0fffffff)
 	f := open(t, b)
-	start := time.Now()
-	entries, err := f.ReadDir("")
+	var meter badinputs.Meter
+	var entries []Entry
+	var err error
+	meter.Run(t, func() { entries, err = f.ReadDir("") })
 	if !errors.Is(err, ErrTooMany) || len(entries) != maxListed || entries[0].Name != "F0000000.TXT" {
 		t.Errorf("%d entries, %v", len(entries), err)
 	}
@@ -653,9 +657,6 @@ func TestManyFiles(t *testing.T) {
 	if _, err := f.Open("f0009999.txt"); err != nil {
 		t.Error(err)
 	}
-	if took := time.Since(start); took > time.Second {
-		t.Errorf("took %v", took)
-	}
 	stop := errors.New("stop")
 	if err := f.Each("", func(Entry) error { return stop }); !errors.Is(err, stop) {
 		t.Errorf("stopped: %v", err)
@@ -665,9 +666,12 @@ func TestManyFiles(t *testing.T) {
 		fill(l.cluster(c))
 		l.link(c, c+1)
 	}
-	if _, err := open(t, b).ReadDir(""); !errors.Is(err, ErrDamaged) {
+	endless := open(t, b)
+	meter.Run(t, func() { _, err = endless.ReadDir("") })
+	if !errors.Is(err, ErrDamaged) {
 		t.Errorf("a directory of 50 MB: %v", err)
 	}
+	t.Logf("figure: large folders: %v", &meter)
 }
 
 // long makes the entries of a long name, last part first, and the short entry.
@@ -857,69 +861,154 @@ func walk(b []byte) error {
 	return nil
 }
 
-func timed(b []byte) error {
-	start := time.Now()
-	err := walk(b)
-	if took := time.Since(start); took > 100*time.Millisecond {
-		return fmt.Errorf("took %v", took)
-	}
-	return err
+var mutants = flag.Int("mutants", 90_000, "file systems that TestMutants damages and walks")
+
+// victim is a file system that mutants are made of, and where it says something about itself.
+type victim struct {
+	clean []byte
+	fs    *FS
+	boot  []int // offsets of the fields of the boot sector
+	dirs  []int // offsets of entries
+	near  []int // offsets of all bytes that describe something
 }
 
-func TestMutants(t *testing.T) {
-	clean := small(t)
-	l := layoutOf(clean)
-	// Most of a file system is contents; mutants change what describes it.
-	var at []int
-	for i := range 64 {
-		at = append(at, i)
-	}
-	for i := range 512 {
-		at = append(at, l.table+i)
-	}
-	for i := range 512 * 2 {
-		at = append(at, l.data+i)
-	}
-	folder := first(l.entry(t, shortUpdates))
-	for i := range 512 {
-		at = append(at, l.data+512*int(folder-2)+i)
-	}
-	rng := rand.New(rand.NewPCG(5, 6))
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	const n = 20_000
-	opened, slow := 0, time.Duration(0)
-	b := bytes.Clone(clean)
-	for i := range n {
-		copy(b, clean)
-		for range 1 + rng.IntN(6) {
-			p := at[rng.IntN(len(at))]
-			b[p] = []byte{0, 1, 2, 0x10, 0x7f, 0x80, 0xe5, 0xff, byte(rng.Uint32()), b[p] ^ 1<<rng.IntN(8)}[rng.IntN(10)]
+func victimOf(t *testing.T, clean []byte) *victim {
+	t.Helper()
+	v := &victim{clean: clean, fs: open(t, clean), boot: []int{11, 13, 14, 16, 17, 19, 21, 22, 32, 36, 40, 42, 44, 48, 510}}
+	span := func(from, n int64) {
+		for i := range n {
+			v.near = append(v.near, int(from+i))
 		}
-		if _, err := Open(bytes.NewReader(b), int64(len(b))); err == nil {
-			opened++
+	}
+	span(0, 96)
+	span(v.fs.table, min(512, int64(v.fs.clusters+2)*int64(v.fs.bits)/8))
+	folder := func(dir Entry) {
+		at, size := v.fs.rootAt, min(v.fs.rootSize, 1024)
+		if dir.first != 0 || v.fs.bits == 32 {
+			at, size = v.fs.data+int64(max(dir.first, 2)-2)*v.fs.cluster, 512
 		}
-		start := time.Now()
-		err := walk(b)
-		took := time.Since(start)
-		slow = max(slow, took)
-		if took > 100*time.Millisecond {
-			if err = timed(b); err == nil {
-				continue // the machine was busy
+		span(at, size)
+		for i := int64(0); i < size; i += 32 {
+			if clean[at+i] != 0 {
+				v.dirs = append(v.dirs, int(at+i))
 			}
 		}
-		if err != nil {
-			t.Fatalf("mutant %d: %v", i, err)
+	}
+	folder(Entry{})
+	updates, err := v.fs.find("updates")
+	if err != nil {
+		t.Fatal(err)
+	}
+	folder(updates)
+	return v
+}
+
+// mutate changes b, which is clean, at one place.
+func (v *victim) mutate(rng *rand.Rand, b []byte) (at, n int) {
+	le := binary.LittleEndian
+	number := func(clean uint32) uint32 {
+		return []uint32{0, 1, 2, clean - 1, clean + 1, clean << 1, clean ^ 1<<rng.IntN(32), 1 << rng.IntN(32), 1<<15 - 1, 1<<16 - 1, 1<<31 - 1, 1<<32 - 1, rng.Uint32()}[rng.IntN(13)]
+	}
+	cluster := func() uint32 {
+		c := v.fs.clusters
+		return []uint32{0, 1, 2, 3, c, c + 1, c + 2, c + 3, 0x0ffffff6, 0x0ffffff7, 0x0ffffff8, 0x0fffffff, 0xff6, 0xff7, 0xfff, 0xfff7, 0xffff, rng.Uint32N(c + 2), rng.Uint32N(16)}[rng.IntN(19)]
+	}
+	switch rng.IntN(5) {
+	case 0: // a field of the boot sector (95, 96, 99)
+		at = v.boot[rng.IntN(len(v.boot))]
+		n = 4
+		le.PutUint32(b[at:], number(le.Uint32(b[at:])))
+		if at < 32 && rng.IntN(2) == 0 { // only the field
+			copy(b[at+2:at+4], v.clean[at+2:at+4])
 		}
+	case 1: // a link of a chain (93, 94, 98)
+		from := 2 + rng.Uint32N(min(v.fs.clusters, 100))
+		at, n = int(v.fs.table)+int(from)*v.fs.bits/8, 4
+		to := cluster()
+		switch v.fs.bits {
+		case 32:
+			le.PutUint32(b[at:], to)
+		case 16:
+			le.PutUint16(b[at:], uint16(to))
+		default:
+			old := le.Uint16(b[at:])
+			if from&1 == 1 {
+				le.PutUint16(b[at:], old&0xf|uint16(to)<<4)
+			} else {
+				le.PutUint16(b[at:], old&0xf000|uint16(to)&0xfff)
+			}
+		}
+	case 2: // where a file or folder begins, how long it is, what it is (94, 97, 98, 100)
+		at, n = v.dirs[rng.IntN(len(v.dirs))], 32
+		e := b[at:][:32]
+		switch rng.IntN(4) {
+		case 0:
+			setFirst(e, cluster())
+		case 1:
+			le.PutUint32(e[28:], number(le.Uint32(e[28:])))
+		case 2:
+			e[11] ^= 1 << rng.IntN(8)
+		case 3:
+			e[11] = []byte{attrDir, attrLong, attrVolume, 0x20, 0}[rng.IntN(5)]
+		}
+	case 3: // a name (102)
+		at, n = v.dirs[rng.IntN(len(v.dirs))], 32
+		e := b[at:][:32]
+		e[[]int{0, rng.IntN(11), 13, rng.IntN(32)}[rng.IntN(4)]] = []byte{0, 1, 5, 0x2e, 0x2f, 0x20, 0x40, 0x41, 0x7f, 0xe5, 0xff, byte(rng.Uint32())}[rng.IntN(12)]
+	default: // anything
+		at, n = v.near[rng.IntN(len(v.near))], 1
+		b[at] = []byte{0, 1, 2, 0x10, 0x7f, 0x80, 0xe5, 0xff, byte(rng.Uint32()), b[at] ^ 1<<rng.IntN(8)}[rng.IntN(10)]
 	}
-	runtime.ReadMemStats(&after)
-	per := (after.TotalAlloc - before.TotalAlloc) / n
-	t.Logf("%d mutants, %d opened, slowest %v, %d KiB allocated for each", n, opened, slow, per>>10)
-	if per > 8<<20 {
-		t.Error("too much memory")
+	return at, n
+}
+
+// TestMutants damages file systems of every kind where they describe themselves, field by field and at random, and walks
+// them as a scanner does: no panic, no loop, and bounds of time and memory.
+func TestMutants(t *testing.T) {
+	s12 := newStick(t, 256<<10, "-F", "12", "-r", "16", "-s", "1")
+	s16 := newStick(t, 2200<<10, "-F", "16", "-r", "32", "-s", "1")
+	for _, s := range []stick{s12, s16} {
+		s.put("update with a long name.raucb", noise(1, 20_000))
+		s.put("README.TXT", []byte("hello"))
+		s.mkdir("updates")
+		s.put("updates/v2.raucb", noise(2, 3000))
 	}
-	if opened < n/10 || opened == n {
-		t.Error("the mutants do not test what they should")
+	for _, c := range []struct {
+		name  string
+		clean []byte
+	}{{"FAT12", s12.bytes()}, {"FAT16", s16.bytes()}, {"FAT32", small(t)}} {
+		t.Run(c.name, func(t *testing.T) {
+			v := victimOf(t, c.clean)
+			if name := fmt.Sprintf("FAT%d", v.fs.bits); name != c.name {
+				t.Fatalf("this is a %s", name)
+			}
+			rng := rand.New(rand.NewPCG(5, 6))
+			var meter badinputs.Meter
+			opened := 0
+			b := bytes.Clone(v.clean)
+			for i := range *mutants / 3 {
+				var undo [][2]int
+				for range 1 + rng.IntN(4) {
+					at, n := v.mutate(rng, b)
+					undo = append(undo, [2]int{at, n})
+				}
+				var err error
+				meter.Run(t, func() { err = walk(b) })
+				if err != nil {
+					t.Fatalf("mutant %d: %v", i, err)
+				}
+				if _, err := Open(bytes.NewReader(b), int64(len(b))); err == nil {
+					opened++
+				}
+				for _, u := range undo {
+					copy(b[u[0]:u[0]+u[1]], v.clean[u[0]:])
+				}
+			}
+			t.Logf("figure: %s mutants: %v; %d of them could be opened", c.name, &meter, opened)
+			if opened < meter.Runs/4 || opened == meter.Runs {
+				t.Error("the mutants do not test what they should")
+			}
+		})
 	}
 }
 

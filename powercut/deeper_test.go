@@ -183,7 +183,7 @@ func TestLyingDisk(t *testing.T) {
 }
 
 // TestNewestLost loses the newest copy of the record, or both, on top of a cut: what was forbidden stays forbidden with
-// one copy (rule 3), and a confirmed system comes up with none.
+// one copy (rule 3), and a confirmed system comes up with none. Row 112 of the bad inputs.
 func TestNewestLost(t *testing.T) {
 	k := newKit(t, map[string]string{"fallback policy": "secure"})
 	d, disk := updates(k, k.bundle("3", 1, Healthy))

@@ -82,10 +82,7 @@ func Open(c *config.Config, keyring []byte, image *crash.Image) (*Device, error)
 	built := k.NewestNotBefore().Unix()
 	d := &Device{
 		Config: c, Keyring: keyring, keyring: k, judged: new(sync.Map), Systems: map[boot.Hash]System{}, policy: boot.PolicyOf(c, built), parts: map[string]crash.Range{},
-		trust: update.Trust{
-			Keyring: keyring, Compatible: c.Compatible, Purpose: c.CheckPurpose, Formats: c.BundleFormats,
-			RequireSigned: c.RequireSignedVerity, Floor: built,
-		},
+		trust: update.TrustOf(c, keyring, built),
 	}
 	table, err := disk.Partitions(image, image.Size())
 	if err != nil {
@@ -331,8 +328,8 @@ func (r *doors) Run(ctx context.Context, role string, input []byte, src update.S
 	return update.Work(ctx, role, input, m, frame)
 }
 
-// Mask returns what no code path may read on a disk: image and hash tree of slots without a valid seal, and all between
-// the copies of the state record.
+// Mask returns what no code path may read on a disk: image and hash tree of slots without a valid seal, and what lies
+// between the copies of the state record and is no trust file's.
 func (d *Device) Mask(i *crash.Image) []crash.Range {
 	var mask []crash.Range
 	for _, name := range d.policy.Slots {
@@ -342,16 +339,21 @@ func (d *Device) Mask(i *crash.Image) []crash.Range {
 		}
 	}
 	p := d.parts["state"]
-	return append(mask, crash.Range{Off: p.Off + boot.RecordSize, Len: p.Len - 2*boot.RecordSize})
+	return append(mask, crash.Range{Off: p.Off + boot.RecordSize, Len: raw.TrustStart - boot.RecordSize},
+		crash.Range{Off: p.Off + raw.TrustEnd, Len: p.Len - boot.RecordSize - raw.TrustEnd})
 }
 
-// allowed reports whether early boot or the running system may ever write there: the copies of the record, and slots.
+// allowed reports whether early boot or the running system may ever write there: the copies of the record, trust files,
+// and slots.
 func (d *Device) allowed(off, n int64) (slot string, ok bool) {
 	p := d.parts["state"]
 	for _, at := range []int64{p.Off, p.Off + p.Len - boot.RecordSize} {
 		if off == at && n == boot.RecordSize {
 			return "", true
 		}
+	}
+	if off >= p.Off+raw.TrustStart && off+n <= p.Off+raw.TrustEnd {
+		return "", true
 	}
 	for _, name := range d.policy.Slots {
 		if p := d.parts[name]; off >= p.Off && off+n <= p.Off+p.Len {

@@ -36,6 +36,8 @@ type kit struct {
 	now     time.Time
 
 	unsigned bool // bundles are rauc's, whose manifests have no root hashes
+	signer   keys.Pair
+	extra    string // lines of [meta.lifeboat]
 }
 
 // allKeys are everybody's: RSA, which is quicker to verify, so that more states fit into the time.
@@ -49,6 +51,7 @@ func newKit(t *testing.T, changes map[string]string) *kit {
 	var err error
 	k.keys, err = allKeys()
 	k.must(err)
+	k.signer = k.keys.Release
 	all := map[string]string{"system require-signed-verity": "true"}
 	for name, v := range changes {
 		all[name] = v
@@ -69,7 +72,7 @@ func (k *kit) bundle(version string, epoch int, how Behaviour) string {
 	rng.Read(content)
 	manifest := fmt.Sprintf("[update]\ncompatible=%s\nversion=%s\n\n[bundle]\nformat=verity\n\n[image.rootfs]\nfilename=rootfs.img\n", scene.Compatible, version)
 	if epoch > 0 {
-		manifest += fmt.Sprintf("\n[meta.lifeboat]\nsecurity-epoch=%d\n", epoch)
+		manifest += fmt.Sprintf("\n[meta.lifeboat]\nsecurity-epoch=%d\n%s", epoch, k.extra)
 	}
 	k.must(os.Mkdir(in, 0o755))
 	k.must(os.WriteFile(filepath.Join(in, "rootfs.img"), content, 0o644))
@@ -78,7 +81,7 @@ func (k *kit) bundle(version string, epoch int, how Behaviour) string {
 	if k.unsigned {
 		k.rauc(in, out)
 	} else {
-		k.must(bundle.Create(context.Background(), in, out, bundle.CreateOptions{Key: k.keys.Release.Key, Cert: k.keys.Release.Cert}))
+		k.must(bundle.Create(context.Background(), in, out, bundle.CreateOptions{Key: k.signer.Key, Cert: k.signer.Cert}))
 	}
 	f, err := os.Open(out)
 	k.must(err)

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"lifeboat/boot"
+	"lifeboat/boot/raw"
 	"lifeboat/disk"
 	"lifeboat/disk/crash"
 	"lifeboat/status"
@@ -201,6 +202,13 @@ func (w *Watch) found() {
 		w.broken(I5, "record %d is not what was answered", s.Sequence)
 	case s.Sequence > w.now.Sequence:
 		w.learn(s)
+	}
+	if store, err := raw.New(w.d.section(w.rec.Peek(), "state")); err == nil && !w.Loose && !w.Decayed {
+		for _, file := range []boot.Hash{s.Trust.File, s.Trust.Pending} {
+			if _, err := store.LoadTrust(file); file != (boot.Hash{}) && err != nil {
+				w.broken(I9, "%v", err)
+			}
+		}
 	}
 }
 

@@ -213,6 +213,7 @@ func scenarios(t *testing.T) (all []scenario) {
 			}
 		})
 	}
+	trustScenarios(t, add)
 	return all
 }
 

@@ -61,6 +61,7 @@ type Machine struct {
 type Stick struct {
 	Name     string // letters, digits and dashes; for [VM.PullStick]
 	File     string
+	Log      string // as [Machine.Log]
 	ReadOnly bool
 	Bay      bool // no stick but a virtio disk in the machine's bay
 	Faults   []Fault
@@ -133,6 +134,32 @@ func stickDevice(s Stick) map[string]any {
 
 func stickNode(name string) string { return "stick-" + name }
 
+// stickBlock is the node below that device: image, errors, log.
+func stickBlock(s Stick) (map[string]any, error) {
+	node := blockdev(stickNode(s.Name), s.File, s.ReadOnly, s.Faults...)
+	if s.Log == "" {
+		return node, nil
+	}
+	return logged(stickNode(s.Name), node, s.Log)
+}
+
+// logged is a node that logs the writes to the one below.
+func logged(name string, below map[string]any, file string) (map[string]any, error) {
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_RDWR, 0o644) // QEMU wants it to be there
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err := errors.Join(err, f.Close()); err != nil {
+		return nil, err
+	}
+	below["node-name"] = name + "-logged"
+	return map[string]any{
+		"driver": "blklogwrites", "node-name": name, "file": below, "log-sector-size": 512,
+		"log": map[string]any{"driver": "file", "filename": file}, "log-append": info.Size() > 0,
+	}, nil
+}
+
 // args is the command line without serial console and QMP, which [VM] and repeat.sh connect differently.
 func (m *Machine) args(sticks []Stick) ([]string, error) {
 	cpu, memory, cmdline := m.CPU, m.Memory, m.Append
@@ -196,7 +223,11 @@ func (m *Machine) args(sticks []Stick) ([]string, error) {
 		args = append(args, "-device", "pcie-root-port,id=bay")
 	}
 	for _, s := range sticks {
-		node, err := json.Marshal(blockdev(stickNode(s.Name), s.File, s.ReadOnly, s.Faults...))
+		below, err := stickBlock(s)
+		if err != nil {
+			return nil, err
+		}
+		node, err := json.Marshal(below)
 		if err != nil {
 			return nil, err
 		}
@@ -216,27 +247,16 @@ func (m *Machine) disk() ([]string, error) {
 	if m.Scratch && m.Log == "" {
 		node["cache"] = map[string]any{"no-flush": true}
 	}
-	below := func(name string) map[string]any {
-		node["node-name"] = name
-		return node
-	}
 	if m.Log != "" {
-		log, err := os.OpenFile(m.Log, os.O_CREATE|os.O_RDWR, 0o644) // QEMU wants it to be there
-		if err != nil {
+		var err error
+		if node, err = logged(diskNode, node, m.Log); err != nil {
 			return nil, err
-		}
-		info, err := log.Stat()
-		if err := errors.Join(err, log.Close()); err != nil {
-			return nil, err
-		}
-		node = map[string]any{
-			"driver": "blklogwrites", "node-name": diskNode, "file": below("disk-logged"), "log-sector-size": 512,
-			"log": map[string]any{"driver": "file", "filename": m.Log}, "log-append": info.Size() > 0,
 		}
 	}
 	if m.WriteRate > 0 {
 		args = append(args, "-object", fmt.Sprintf("throttle-group,id=rate,x-bps-write=%d", m.WriteRate))
-		node = map[string]any{"driver": "throttle", "throttle-group": "rate", "file": below("disk-file"), "node-name": diskNode}
+		node["node-name"] = "disk-file"
+		node = map[string]any{"driver": "throttle", "throttle-group": "rate", "file": node, "node-name": diskNode}
 	}
 	arg, err := json.Marshal(node)
 	if err != nil {

@@ -270,7 +270,11 @@ func (v *VM) PlugIn(s Stick) error {
 }
 
 func (p *process) plug(s Stick) error {
-	if _, err := p.qmp.call("blockdev-add", blockdev(stickNode(s.Name), s.File, s.ReadOnly, s.Faults...)); err != nil {
+	node, err := stickBlock(s)
+	if err == nil {
+		_, err = p.qmp.call("blockdev-add", node)
+	}
+	if err != nil {
 		return fmt.Errorf("plug in %s: %w", s.Name, err)
 	}
 	if _, err := p.qmp.call("device_add", stickDevice(s)); err != nil {

@@ -482,7 +482,8 @@ func TestInstallLies(t *testing.T) {
 	}
 }
 
-// TestAttest: what is not the installed image is refused.
+// TestAttest: what is not the installed image is refused; rows 117 (the seal of another slot) and 118 (another root hash) of
+// the bad inputs.
 func TestAttest(t *testing.T) {
 	img := content(1, 2<<20+100)
 	size := space(len(img)) + 4096
@@ -501,6 +502,12 @@ func TestAttest(t *testing.T) {
 		}
 		wantCode(t, attest(dev, seal, "demo"), 0)
 		wantCode(t, attest(dev, seal, "other"), verify.WrongTarget)
+		raw = bundleOf(t, content(2, len(img)), kind)
+		other, err := Install(t.Context(), disk.NewMemory(size), openBundle(t, bytes.NewReader(raw), len(raw)), 0, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantCode(t, attest(dev, other, "demo"), verify.PayloadHash)
 		for _, at := range []int64{0, 1 << 20, int64(len(img)) - 1, int64(len(img)) /* padding */, blocks * 4096, space(len(img)) - SealSize - 1 /* zeros of the tree */} {
 			var c [1]byte
 			dev.ReadAt(c[:], at)

@@ -56,8 +56,8 @@ func (r *Report) JSON() []byte {
 
 func (j *jsonWriter) state(s *State) {
 	j.object(func() {
-		j.number("sequence", int64(s.Sequence))
-		j.number("boot", int64(s.Boot))
+		j.count("sequence", s.Sequence)
+		j.count("boot", s.Boot)
 		j.number("format", int64(s.Format))
 		j.field("floors", func() {
 			j.object(func() {
@@ -79,7 +79,7 @@ func (j *jsonWriter) state(s *State) {
 			j.some("authenticity", e.Authenticity)
 		})
 		list(j, "events", s.Events, func(e Event) {
-			j.number("boot", int64(e.Boot))
+			j.count("boot", e.Boot)
 			j.text("event", e.Event)
 			j.some("slot", e.Slot)
 			j.some("reason", e.Reason)
@@ -152,6 +152,10 @@ func (j *jsonWriter) some(name, v string) {
 
 func (j *jsonWriter) number(name string, v int64) {
 	j.field(name, func() { j.b = strconv.AppendInt(j.b, v, 10) })
+}
+
+func (j *jsonWriter) count(name string, v uint64) {
+	j.field(name, func() { j.b = strconv.AppendUint(j.b, v, 10) })
 }
 
 func (j *jsonWriter) flag(name string, v bool) {

@@ -34,3 +34,26 @@ func TestJSONIsEncodingJSON(t *testing.T) {
 		}
 	}
 }
+
+// FuzzJSON: whatever stands in a report, a reader of JSON gets it back as encoding/json would have written it.
+func FuzzJSON(f *testing.F) {
+	f.Add("/b\x00\x1f\"\\<>&\u2028\xff\ufffd.raucb", "tab\tline\nreturn\r\b\f é 世", int64(21), true, 1.25)
+	f.Add("", "", int64(-1), false, 0.0)
+	f.Fuzz(func(t *testing.T, name, text string, n int64, flag bool, ms float64) {
+		if ms != ms || ms < 0 || ms > 1e9 {
+			return // no time that a phase takes
+		}
+		r := Report{
+			State:   State{Sequence: uint64(n), Slots: []Slot{{Slot: name, Good: flag, Version: text}}, Events: []Event{{Event: text, Code: int(n)}}},
+			Refused: []Refused{{File: name, Code: int(n), Text: text}}, Installed: []Installed{}, Notes: []string{name, text},
+			Phases: []Phase{{name, float64(int64(ms*1000)) / 1000}},
+		}
+		want, err := json.MarshalIndent(r, "", " ")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(string(want)+"\n", string(r.JSON())); diff != "" {
+			t.Errorf("(-encoding/json +JSON):\n%s", diff)
+		}
+	})
+}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -24,6 +25,8 @@ var frames = []struct {
 	{frameError, Refusal{Code: 40, Text: "cannot be read"}.encode()},
 	{frameFacts, attested{Seal: boot.Seal{Status: boot.SealValid, Whole: boot.WholeRight}, Facts: slots.Facts{Manifest: [32]byte{1}, Version: "1", DataBlocks: 16, Salt: []byte{1, 2}, Signed: true, FS: "squashfs"}}.encode()},
 	{frameSeal, []byte("a part of a seal")},
+	{frameTrust, []byte("a part of a trust file")},
+	{frameKeys, keys{1, 2, 3}.encode()},
 	{frameProgress, make([]byte, 16)},
 	{frameDone, make([]byte, 32)},
 	{frameDone, nil},
@@ -79,7 +82,7 @@ func FuzzAnswer(f *testing.F) {
 
 // FuzzJob: a job that decodes is the one that was encoded.
 func FuzzJob(f *testing.F) {
-	j := &job{Trust: Trust{Keyring: []byte("PEM"), Compatible: "c", Purpose: "codesign", Formats: []string{"verity"}, RequireSigned: true, Floor: 7}, Class: "rootfs", Room: 9, Offset: 1, Size: 2, Path: "a.raucb", Manifest: boot.Hash{1}, Seal: []byte{1}}
+	j := &job{Trust: Trust{Keyring: []byte("PEM"), Compatible: "c", Purpose: "codesign", Stored: []byte("s"), Pending: []byte("p"), Role: "release", Serial: "4711", RequireCRL: true, Formats: []string{"verity"}, RequireSigned: true, Floor: 7}, Class: "rootfs", Room: 9, Offset: 1, Size: 2, Path: "a.raucb", Manifest: boot.Hash{1}, Seal: []byte{1}, Candidate: []byte("c")}
 	f.Add(j.encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		j, err := decodeJob(b)
@@ -103,7 +106,7 @@ func TestAnswers(t *testing.T) {
 		t.Errorf("%+v became %+v", want, got)
 	}
 	for i, f := range frames {
-		if f.kind == frameSeal || f.kind == frameDone {
+		if f.kind == frameSeal || f.kind == frameTrust || f.kind == frameDone {
 			continue
 		}
 		for n := range f.body {
@@ -153,6 +156,25 @@ func TestBadWorkers(t *testing.T) {
 		}
 		if a, _ := d.attest(context.Background(), "rootfs.1", true, nil); a.Seal.Status != boot.SealUnreadable {
 			t.Errorf("%s: a slot that nobody could judge is %d", test.name, a.Seal.Status)
+		}
+	}
+}
+
+// A worker may say for hours that it gets on, and may have said it all at once when PID 1 was busy; a flood it is not.
+func TestProgressFlood(t *testing.T) {
+	start := time.Unix(1, 0)
+	for name, c := range map[string]struct {
+		pause time.Duration
+		want  bool
+	}{"ten times a second": {100 * time.Millisecond, true}, "all the time": {100 * time.Microsecond, false}} {
+		a, now, err := &answer{}, start, error(nil)
+		for range 36000 {
+			if now = now.Add(c.pause); err == nil {
+				err = a.beat(now)
+			}
+		}
+		if (err == nil) != c.want {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"lifeboat/boot"
 	"lifeboat/slots"
@@ -32,8 +33,30 @@ type answer struct {
 	err      *Refusal
 	seal     []byte
 	attested *attested
+	trust    []byte
+	keys     *keys
 	manifest boot.Hash
 	done     bool
+
+	begin time.Time
+	beats int // frames of progress since
+}
+
+// A worker says ten times a second that it gets on. What says it far more often only keeps PID 1 busy.
+const (
+	maxBeats  = 200 // at once
+	beatsRate = 50  // and per second
+)
+
+// beat counts a frame of progress.
+func (a *answer) beat(now time.Time) error {
+	if a.beats++; a.beats == 1 {
+		a.begin = now
+	}
+	if a.beats > maxBeats+int(now.Sub(a.begin).Seconds()*beatsRate) {
+		return fmt.Errorf("%w: a flood of progress", errAnswer)
+	}
+	return nil
 }
 
 func (a *answer) take(kind byte, body []byte, progress func(done, total int64)) error {
@@ -42,6 +65,9 @@ func (a *answer) take(kind byte, body []byte, progress func(done, total int64)) 
 	}
 	switch kind {
 	case frameProgress:
+		if err := a.beat(time.Now()); err != nil {
+			return err
+		}
 		d := &decoder{b: body}
 		done, total := d.i64(), d.i64()
 		if err := d.end(); err != nil {
@@ -71,6 +97,17 @@ func (a *answer) take(kind byte, body []byte, progress func(done, total int64)) 
 			return errAnswer
 		}
 		a.seal = append(a.seal, body...)
+	case frameTrust:
+		if len(a.trust)+len(body) > boot.MaxTrust {
+			return errAnswer
+		}
+		a.trust = append(a.trust, body...)
+	case frameKeys:
+		k, err := decodeKeys(body)
+		if err != nil || a.keys != nil {
+			return errAnswer
+		}
+		a.keys = &k
 	case frameFacts:
 		v, err := decodeAttested(body)
 		if err != nil || a.attested != nil {
@@ -106,16 +143,17 @@ func (d *Device) run(ctx context.Context, role string, j *job, src Source, slot 
 	return a, nil
 }
 
-// scan looks for bundles on a source.
-func (d *Device) scan(ctx context.Context, src Source) ([]Found, []Refusal, error) {
+// scan looks for bundles, keyrings and revocation lists on a source.
+func (d *Device) scan(ctx context.Context, src Source) (*answer, error) {
 	a, err := d.run(ctx, RoleScan, &job{}, src, "", nil)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if a.err != nil {
+		a.err.Path = src.Name // of the whole source, not of one file
 		a.refused = append(a.refused, *a.err)
 	}
-	return a.found, a.refused, nil
+	return a, nil
 }
 
 // bundleJob runs check or install on a found bundle. A Refusal is the worker's own; any other error its bad end.

@@ -16,17 +16,8 @@ const (
 	RoleInstall = "install" // writes one bundle's image and tree to one slot
 	RoleSeal    = "seal"    // reads a slot's seal
 	RoleAttest  = "attest"  // reads a slot's seal and the whole slot
+	RoleTrust   = "trust"   // judges keyrings and revocation lists that a scanner found, and has nothing else
 )
-
-// Trust is what workers judge by. It comes from the initramfs and the state record and is told to every worker anew.
-type Trust struct {
-	Keyring       []byte // PEM
-	Compatible    string
-	Purpose       string   // as verify.Rules.Purpose
-	Formats       []string // bundle formats that are taken
-	RequireSigned bool     // images without a signed root hash are refused
-	Floor         int64    // clock floor, seconds since 1970
-}
 
 // job is what one worker is to do: its input, encoded by PID 1, which the worker trusts.
 type job struct {
@@ -39,7 +30,8 @@ type job struct {
 	Path         string
 	Manifest     boot.Hash
 
-	Seal []byte // seal, attest: the seal that is to be judged instead of the one on the slot
+	Seal      []byte // seal, attest: the seal that is to be judged instead of the one on the slot
+	Candidate []byte // trust: a trust file
 }
 
 // Frames of a worker's answer. All numbers little endian; a string is its length in one byte and its bytes.
@@ -49,13 +41,15 @@ const (
 	frameRefused  = 'R' // scan: a file that is no acceptable bundle
 	frameProgress = 'P' // bytes done u64, bytes in all u64
 	frameSeal     = 'S' // the next part of a seal, zeros at its end left out
+	frameTrust    = 'T' // scan, trust: the next part of the trust file that is to be stored
+	frameKeys     = 'K' // trust: which keyring is in it
 	frameFacts    = 'A' // attest: what the seal says and whether it is right
 	frameError    = 'E' // the worker's refusal: code u8, text, hint
 	frameDone     = 'D' // the last frame of a worker that did what it was told; install: manifest hash
 )
 
 // maxAnswers is how many bundles and refusals one source may have.
-const maxAnswers = 16
+const maxAnswers = 32
 
 var errAnswer = errors.New("a worker's answer is malformed")
 
@@ -124,8 +118,13 @@ func (d *decoder) end() error {
 func (j *job) encode() []byte {
 	e := &encoder{}
 	e.blob(j.Trust.Keyring)
+	e.blob(j.Trust.Stored)
+	e.blob(j.Trust.Pending)
 	e.str(j.Trust.Compatible)
 	e.str(j.Trust.Purpose)
+	e.str(j.Trust.Role)
+	e.str(j.Trust.Serial)
+	e.flag(j.Trust.RequireCRL)
 	e.u8(uint8(len(j.Trust.Formats)))
 	for _, f := range j.Trust.Formats {
 		e.str(f)
@@ -139,21 +138,23 @@ func (j *job) encode() []byte {
 	e.str(j.Path)
 	e.raw(j.Manifest[:])
 	e.blob(j.Seal)
+	e.blob(j.Candidate)
 	return e.b
 }
 
 func decodeJob(b []byte) (*job, error) {
 	d := &decoder{b: b}
 	j := &job{}
-	j.Trust.Keyring = d.blob()
-	j.Trust.Compatible, j.Trust.Purpose = d.str(), d.str()
+	j.Trust.Keyring, j.Trust.Stored, j.Trust.Pending = d.blob(), d.blob(), d.blob()
+	j.Trust.Compatible, j.Trust.Purpose, j.Trust.Role = d.str(), d.str(), d.str()
+	j.Trust.Serial, j.Trust.RequireCRL = d.str(), d.flag()
 	for range d.u8() {
 		j.Trust.Formats = append(j.Trust.Formats, d.str())
 	}
 	j.Trust.RequireSigned, j.Trust.Floor = d.flag(), d.i64()
 	j.Class, j.Room = d.str(), d.i64()
 	j.Offset, j.Size, j.Path, j.Manifest = d.i64(), d.i64(), d.str(), d.hash()
-	j.Seal = d.blob()
+	j.Seal, j.Candidate = d.blob(), d.blob()
 	if err := d.end(); err != nil {
 		return nil, fmt.Errorf("decode job: %w", err)
 	}
@@ -176,13 +177,14 @@ func (f Found) encode() []byte {
 	e.raw(f.Offer.Manifest[:])
 	e.str(f.Offer.Version)
 	e.u32(f.Offer.Epoch)
+	e.flag(f.Offer.Lifted)
 	return e.b
 }
 
 func decodeFound(b []byte) (f Found, err error) {
 	d := &decoder{b: b}
 	f.Offset, f.Size, f.Path = d.i64(), d.i64(), d.str()
-	f.Offer = boot.Offer{Manifest: d.hash(), Version: d.str(), Epoch: d.u32()}
+	f.Offer = boot.Offer{Manifest: d.hash(), Version: d.str(), Epoch: d.u32(), Lifted: d.flag()}
 	if f.Offset < 0 || f.Size < 0 || !printable(f.Path) || !printable(f.Offer.Version) {
 		d.err = errAnswer
 	}

@@ -155,6 +155,7 @@ func (d *Device) load(ctx context.Context) {
 	s, _, err := d.Store.Load()
 	if err == nil {
 		d.state = s
+		d.loadTrust()
 		return
 	}
 	d.note(fmt.Sprintf("the boot state is lost: %v reason=%s", err, status.StateLost))
@@ -162,8 +163,10 @@ func (d *Device) load(ctx context.Context) {
 		d.readErr = err
 		d.facts.ReadOnly, d.facts.Blind = true, true
 	}
+	d.findTrust()
 	d.look(ctx, d.Policy.Slots)
 	d.state = boot.Rebuild(d.facts.Seals, d.Policy)
+	d.keepTrust(ctx)
 }
 
 // commit makes s durable and current; false when it cannot be written (rule 20).
@@ -368,17 +371,18 @@ func (d *Device) offers(ctx context.Context, sources []Source, rescue bool) []of
 			d.note(src.Name + " is left alone in this boot: it ended its reader too often")
 			continue
 		}
-		found, refused, err := d.scan(ctx, src)
+		a, err := d.scan(ctx, src)
 		if err != nil {
 			d.note(fmt.Sprintf("%s could not be looked at: %v", src.Name, err))
 			d.state = boot.Suspect(d.state, src.ID)
 			continue
 		}
 		d.state = boot.Clear(d.state, src.ID)
-		for _, r := range refused {
+		for _, r := range a.refused {
 			d.refuse(r.Path, r.Code, withHint(r))
 		}
-		for _, f := range found {
+		d.renewTrust(ctx, a.trust)
+		for _, f := range a.found {
 			d.Say(status.FoundLine(f.Path, f.Offer.Version, src.Name))
 			out = append(out, offer{src, f})
 		}

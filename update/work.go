@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -50,6 +51,8 @@ func Work(ctx context.Context, role string, input []byte, m Media, send func(kin
 		err = w.attest(ctx, false)
 	case RoleAttest:
 		err = w.attest(ctx, true)
+	case RoleTrust:
+		err = w.renew()
 	default:
 		return fmt.Errorf("unknown role %q", role)
 	}
@@ -104,27 +107,60 @@ func (w *worker) alive() {
 	}
 }
 
-func (w *worker) keyring() (*verify.Keyring, error) { return verify.ParseKeyring(w.job.Trust.Keyring) }
-
-func (w *worker) options() (bundle.Options, error) {
-	k, err := w.keyring()
-	if err != nil {
-		return bundle.Options{}, err
-	}
-	t := w.job.Trust
-	return bundle.Options{
-		Rules:   verify.Rules{Keyring: k, Purpose: t.Purpose, Now: time.Unix(t.Floor, 0)},
-		Formats: t.Formats, Compatible: t.Compatible, RequireSignedVerity: t.RequireSigned,
-	}, nil
+// options are those under which a bundle is installed. n is what is known of the keyring.
+func (w *worker) options(n *news) bundle.Options {
+	t := &w.job.Trust
+	return bundle.Options{Rules: n.rules(t), Formats: t.Formats, Compatible: t.Compatible, Serial: t.Serial, RequireSignedVerity: t.RequireSigned}
 }
 
-// maxBundles is how many bundles of one source are looked at (reference/trust.md section 3).
-const maxBundles = 8
+// Limits of what is looked at on one source (reference/trust.md section 3).
+const (
+	maxBundles    = 8
+	maxTrustFiles = 8
+)
 
-// Folders in which bundles are looked for.
+// Folders in which bundles and trust files are looked for.
 var folders = []string{"/", "/updates"}
 
-// scan walks every partition of the source and answers with each bundle, acceptable or not.
+// volume is a file system on a source.
+type volume struct {
+	disk.Partition
+	*fat.FS
+}
+
+// files calls f for the files of the source that have one of the endings, most at most.
+func (w *worker) files(volumes []volume, most int, endings []string, f func(v volume, name string) error) error {
+	for _, v := range volumes {
+		for _, dir := range folders {
+			entries, err := v.ReadDir(dir)
+			if err != nil {
+				continue
+			}
+			for _, e := range entries {
+				// macOS puts an AppleDouble file beside every file on a stick.
+				if e.Dir || strings.HasPrefix(e.Name, "._") || !slices.Contains(endings, strings.ToLower(path.Ext(e.Name))) {
+					continue
+				}
+				name := strings.TrimPrefix(path.Join(dir, e.Name), "/")
+				if most--; most < 0 {
+					return w.refuse(name, verify.Refuse(verify.Policy, "more files of its kind on one stick than are looked at"))
+				}
+				if err := f(v, name); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// refuse answers that a file is not accepted.
+func (w *worker) refuse(name string, err error) error {
+	return w.send(frameRefused, Refusal{Path: name, Code: int(verify.CodeOf(err)), Text: err.Error(), Hint: verify.HintOf(err)}.encode())
+}
+
+// scan walks every partition of the source. Keyrings and revocation lists come first, for they decide what is
+// acceptable; then each bundle is answered, acceptable or not.
 func (w *worker) scan(ctx context.Context) error {
 	parts, err := disk.Partitions(w.media.Source, w.media.SourceSize)
 	if err != nil {
@@ -133,60 +169,92 @@ func (w *worker) scan(ctx context.Context) error {
 	if len(parts) == 0 {
 		parts = []disk.Partition{{Size: w.media.SourceSize}}
 	}
-	o, err := w.options()
+	n, err := w.job.Trust.news()
 	if err != nil {
 		return err
 	}
-	left := maxBundles
+	var volumes []volume
 	for _, p := range parts {
 		fs, err := fat.Open(io.NewSectionReader(w.media.Source, p.Start, p.Size), p.Size)
 		if err != nil {
 			continue // another kind of file system: not ours to judge
 		}
-		for _, dir := range folders {
-			entries, err := fs.ReadDir(dir)
-			if err != nil {
-				if dir == "/" {
-					w.send(frameRefused, Refusal{Path: dir, Code: int(verify.IO), Text: err.Error()}.encode())
-				}
-				continue
-			}
-			for _, e := range entries {
-				if e.Dir || !isBundle(e.Name) {
-					continue
-				}
-				if left--; left < 0 {
-					return w.send(frameRefused, Refusal{Path: strings.TrimPrefix(path.Join(dir, e.Name), "/"), Code: int(verify.Policy), Text: fmt.Sprintf("more than %d bundles on one stick", maxBundles)}.encode())
-				}
-				name := strings.TrimPrefix(path.Join(dir, e.Name), "/")
-				f := Found{Offset: p.Start, Size: p.Size, Path: name}
-				kind, body := byte(frameFound), []byte(nil)
-				b, err := w.openIn(ctx, fs, name, o)
-				if err == nil && (len(name) > maxString || !printable(name)) {
-					err = verify.Refuse(verify.Policy, "its name is longer than %d bytes or cannot be shown: give the file another one", maxString)
-				}
-				if err == nil && (len(b.Manifest.Version) > boot.MaxVersion || !printable(b.Manifest.Version)) {
-					err = verify.Refuse(verify.Policy, "its version is longer than %d bytes or cannot be shown", boot.MaxVersion)
-				}
-				if err != nil {
-					kind = frameRefused
-					body = Refusal{Path: name, Code: int(verify.CodeOf(err)), Text: err.Error(), Hint: verify.HintOf(err)}.encode()
-				} else {
-					f.Offer = boot.Offer{Manifest: b.Manifest.Hash(), Version: b.Manifest.Version, Epoch: b.Manifest.Epoch}
-					body = f.encode()
-				}
-				if err := w.send(kind, body); err != nil {
-					return err
-				}
-			}
+		if _, err := fs.ReadDir("/"); err != nil {
+			w.refuse("/", verify.Refuse(verify.IO, "%w", err))
 		}
+		volumes = append(volumes, volume{p, fs})
+	}
+	err = w.files(volumes, maxTrustFiles, []string{".keyring", ".crl"}, func(v volume, name string) error {
+		return w.trustFile(v, name, n)
+	})
+	if err != nil {
+		return err
+	}
+	err = w.files(volumes, maxBundles, []string{".raucb"}, func(v volume, name string) error { return w.offer(ctx, v, name, n) })
+	if err != nil {
+		return err
+	}
+	if err := w.sendNews(n); err != nil {
+		return err
 	}
 	return w.send(frameDone, nil)
 }
 
-// isBundle leaves out the AppleDouble files that macOS puts beside every file on a stick.
-func isBundle(name string) bool {
-	return strings.EqualFold(path.Ext(name), ".raucb") && !strings.HasPrefix(name, "._")
+// trustFile takes in a file with keyrings or revocation lists.
+func (w *worker) trustFile(v volume, name string, n *news) error {
+	f, err := v.Open(name)
+	if err != nil {
+		return w.refuse(name, verify.Refuse(verify.IO, "open %s: %w", name, err))
+	}
+	if f.Size() > boot.MaxTrust {
+		return w.refuse(name, verify.Refuse(verify.Policy, "%d bytes, more than %d", f.Size(), boot.MaxTrust))
+	}
+	b := make([]byte, f.Size())
+	if _, err := f.ReadAt(b, 0); err != nil && err != io.EOF {
+		return w.refuse(name, verify.Refuse(verify.IO, "read %s: %w", name, err))
+	}
+	for _, note := range n.add(b) {
+		if err := w.refuse(name, note); err != nil {
+			return err
+		}
+		break // the first says enough
+	}
+	return nil
+}
+
+// offer answers what a bundle is.
+func (w *worker) offer(ctx context.Context, v volume, name string, n *news) error {
+	b, err := w.openIn(ctx, v.FS, name, w.options(n))
+	switch {
+	case err != nil:
+	case len(name) > maxString || !printable(name):
+		err = verify.Refuse(verify.Policy, "its name is longer than %d bytes or cannot be shown: give the file another one", maxString)
+	case len(b.Manifest.Version) > boot.MaxVersion || !printable(b.Manifest.Version):
+		err = verify.Refuse(verify.Policy, "its version is longer than %d bytes or cannot be shown", boot.MaxVersion)
+	}
+	var keyring []byte
+	if err == nil {
+		keyring, err = b.Keyring()
+	}
+	if err != nil {
+		return w.refuse(name, err)
+	}
+	f := Found{Offset: v.Start, Size: v.Size, Path: name}
+	f.Offer = boot.Offer{Manifest: b.Manifest.Hash(), Version: b.Manifest.Version, Epoch: b.Manifest.Epoch, Lifted: w.lifts(b, n)}
+	n.gather(b.CMS, keyring)
+	return w.send(frameFound, f.encode())
+}
+
+// lifts reports whether a bundle is signed by those who may change the keyring: then its epoch may rise by any number.
+func (w *worker) lifts(b *bundle.Bundle, n *news) bool {
+	r := n.rules(&w.job.Trust)
+	r.Role = verify.RoleKeyring
+	cms, err := verify.ReadCMS(b.CMS)
+	if err != nil || b.Plain() {
+		return false
+	}
+	_, err = cms.Verify(r, nil)
+	return err == nil
 }
 
 // openIn opens a bundle and refuses what could not be installed anyway, before anything is touched.
@@ -224,7 +292,7 @@ func (w *worker) image(b *bundle.Bundle) (int, error) {
 
 // open opens the bundle that the job names and makes sure that it is still the one that was chosen.
 func (w *worker) open(ctx context.Context) (*bundle.Bundle, int, error) {
-	o, err := w.options()
+	n, err := w.job.Trust.news()
 	if err != nil {
 		return nil, 0, err
 	}
@@ -232,7 +300,7 @@ func (w *worker) open(ctx context.Context) (*bundle.Bundle, int, error) {
 	if err != nil {
 		return nil, 0, verify.Refuse(verify.IO, "open the file system on the stick: %w", err)
 	}
-	b, err := w.openIn(ctx, fs, w.job.Path, o)
+	b, err := w.openIn(ctx, fs, w.job.Path, w.options(n))
 	if err != nil {
 		return nil, 0, err
 	}
@@ -309,12 +377,13 @@ func chunks(b []byte) func(yield func([]byte) bool) {
 
 // attest judges the seal it was given, or the one on the slot, and the whole slot where that is asked for.
 func (w *worker) attest(ctx context.Context, whole bool) error {
-	k, err := w.keyring()
+	n, err := w.job.Trust.news()
 	if err != nil {
 		return err
 	}
 	var a attested
-	rules := verify.Rules{Keyring: k, Purpose: w.job.Trust.Purpose, Now: time.Unix(w.job.Trust.Floor, 0), AtBoot: true}
+	rules := n.rules(&w.job.Trust)
+	rules.AtBoot = true
 	seal, err := w.seal()
 	switch {
 	case errors.Is(err, slots.ErrMissing):

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -52,7 +53,7 @@ func (g *Guard) setDefault(value string) {
 	}
 }
 
-// patience is how long Open waits for devices that it lets in: some answer late, or never.
+// patience is how long Open waits for devices: some answer late, or never.
 const patience = 2 * time.Second
 
 // Open is for the system that starts: devices are configured by themselves again, and those that waited now.
@@ -61,19 +62,31 @@ func (g *Guard) Open() {
 	if g.after != "1" {
 		return
 	}
-	all, _ := filepath.Glob(filepath.Join(g.sysfs, devices, "*-*"))
-	var group sync.WaitGroup
-	for _, dir := range all {
-		if waiting(dir) {
-			group.Go(func() { authorize(dir) })
-		}
-	}
+	buses, _ := filepath.Glob(filepath.Join(g.sysfs, devices, "usb*"))
 	done := make(chan struct{})
-	go func() { group.Wait(); close(done) }()
+	go func() { openAll(buses); close(done) }()
 	select {
 	case <-done:
 	case <-time.After(patience):
 	}
+}
+
+// openAll lets in devices and what lies behind them. What a hub was just looking at when the default changed is still told to
+// wait; reading the attribute takes the lock that the hub holds as long.
+func openAll(dirs []string) {
+	var group sync.WaitGroup
+	for _, dir := range dirs {
+		group.Go(func() {
+			if waiting(dir) {
+				authorize(dir) // what is behind it comes in by itself
+				return
+			}
+			_, _ = disk.Attr(dir, "bConfigurationValue")
+			behind, _ := filepath.Glob(filepath.Join(dir, "*-*"))
+			openAll(slices.DeleteFunc(behind, func(d string) bool { return !isDevice(filepath.Base(d)) }))
+		})
+	}
+	group.Wait()
 }
 
 // waiting tells whether a device was not let in.

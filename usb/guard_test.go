@@ -193,6 +193,8 @@ func TestGuard(t *testing.T) {
 		m.device(bus, "usb2", "09")
 		m.file(bus+"/authorized_default", "1\n")
 		m.waits(bus+"/2-1", "2-1", "00", interfaces(keyboard))
+		m.device(bus+"/2-2", "2-2", "09") // a hub that is in
+		m.waits(bus+"/2-2/2-2.4", "2-2.4", "00", interfaces(keyboard))
 		if c.before != "" {
 			m.file("sys/"+parameters+"/authorized_default", c.before+"\n")
 		}
@@ -213,8 +215,8 @@ func TestGuard(t *testing.T) {
 		if got := get(); got[0] != c.after || got[1] != c.after {
 			t.Errorf("%+v: open %q", c, got)
 		}
-		if got := slices.Contains(m.authorized(t), "2-1"); got != c.all {
-			t.Errorf("%+v: the device that waited is in: %v", c, got)
+		if got := slices.Equal(m.authorized(t), []string{"2-1", "2-2.4"}); got != c.all {
+			t.Errorf("%+v: the devices that waited are in: %v", c, m.authorized(t))
 		}
 	}
 }

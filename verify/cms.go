@@ -426,7 +426,8 @@ type Rules struct {
 	StaleCRL bool
 	// AtBoot is the check of a slot's seal at boot: validity dates, revocation
 	// and the keyring's list of algorithms are not looked at, or they would
-	// stop a device that runs. Roles and thresholds count.
+	// stop a device that runs. Roles and thresholds count. What any keyring
+	// accepts from which Keyring and Pending were renewed is accepted.
 	AtBoot bool
 }
 
@@ -462,6 +463,23 @@ type Signed struct {
 // harm, but for one that stands there twice. Where there is one signer and one
 // is enough, its own refusal is returned, else [Threshold].
 func (c *CMS) Verify(r Rules, digest func(crypto.Hash) ([]byte, error)) (*Signed, error) {
+	signed, err := c.verify(r, digest)
+	if err == nil || !r.AtBoot || r.Keyring == nil {
+		return signed, err
+	}
+	for _, last := range []*Keyring{r.Pending, r.Keyring} {
+		for k := last; k != nil && k.prev != nil && k.prev != r.Keyring; k = k.prev {
+			before := r
+			before.Keyring, before.Pending = k.prev, nil
+			if signed, err := c.verify(before, digest); err == nil {
+				return signed, nil
+			}
+		}
+	}
+	return nil, err
+}
+
+func (c *CMS) verify(r Rules, digest func(crypto.Hash) ([]byte, error)) (*Signed, error) {
 	if r.Keyring == nil || len(r.Keyring.Anchors) == 0 {
 		return nil, Refuse(KeyMissing, "no keyring to verify with")
 	}

@@ -53,6 +53,7 @@ type Keyring struct {
 	crls    []*crl
 	text    [32]byte // SHA-256 of the text; zero for PEM
 	lineage [][]byte // the signed keyrings by which Renew came here
+	prev    *Keyring // the one before the last of them
 }
 
 // has reports whether an anchor, by its number, has a role.
@@ -293,7 +294,14 @@ func (k *Keyring) readAnchor(g *group) error {
 	return nil
 }
 
-func isRole(s string) bool { return s == "release" || s == "dev" || s == "keyring" }
+// The roles of anchors: whose signatures install, whose install on development devices, and whose renew the keyring.
+const (
+	RoleRelease = "release"
+	RoleDev     = "dev"
+	RoleKeyring = "keyring"
+)
+
+func isRole(s string) bool { return s == RoleRelease || s == RoleDev || s == RoleKeyring }
 
 func isName(s string) bool {
 	return s != "" && len(s) <= 32 && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""

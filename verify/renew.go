@@ -191,7 +191,7 @@ func (r *renewal) takeKeyring(item renewed) (outcome, error) {
 			next.crls = append(next.crls, c)
 		}
 	}
-	next.lineage = append(slices.Clone(r.lineage), item.der)
+	next.lineage, next.prev = append(slices.Clone(r.lineage), item.der), r.Keyring
 	if err := next.reachable("keyring"); err != nil {
 		return leftOut, Refuse(Policy, "keyring version %d: %w", next.Version, err)
 	}
@@ -294,6 +294,18 @@ type CRL struct {
 	// By is the certificate of the keyring whose key signed it; nil where that
 	// is in none and will be seen in a chain.
 	By *x509.Certificate
+}
+
+// Newest returns the newest date that is signed in a keyring that was renewed: when it says it was made, and when its CRLs
+// were. Zero where there is none.
+func (k *Keyring) Newest() time.Time {
+	newest := k.Created
+	for _, c := range k.crls {
+		if c.kept && c.thisUpdate.After(newest) {
+			newest = c.thisUpdate
+		}
+	}
+	return newest
 }
 
 // CRLs lists the CRLs of a keyring.

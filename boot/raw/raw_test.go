@@ -42,7 +42,7 @@ func first(t *testing.T) *crash.Image {
 }
 
 // Whatever a cut leaves of a commit, Load finds the State of before or the new one, never one of both: what is found is
-// byte for byte a record that was to be written, and its parts lie in several sectors.
+// byte for byte a record that was to be written, and its parts lie in several sectors. Row 113 of the bad inputs.
 func TestCommitIsAtomic(t *testing.T) {
 	records := map[uint64][]byte{}
 	res := crash.Crash(t, crash.Test{

@@ -15,14 +15,19 @@ import (
 const (
 	trustMagic  = "lfbtTRST"
 	trustHeader = 48
-	trustFirst  = 1 << 20 // offset of the first area; areas are trustSize apart
 	trustSize   = 2 << 20
 	trustAreas  = 3
 )
 
+// The areas of the trust files in the state partition, in bytes from its start.
+const (
+	TrustStart = 1 << 20
+	TrustEnd   = TrustStart + trustAreas*trustSize
+)
+
 // area returns what area n holds, nil if that is not a whole trust file.
 func (s *Store) area(n int) ([]byte, boot.Hash) {
-	at := int64(trustFirst + n*trustSize)
+	at := int64(TrustStart + n*trustSize)
 	head := make([]byte, trustHeader)
 	if _, err := s.dev.ReadAt(head, at); err != nil || string(head[:8]) != trustMagic {
 		return nil, boot.Hash{}
@@ -86,7 +91,7 @@ func (s *Store) SaveTrust(b []byte, keep boot.Trust) (boot.Hash, error) {
 	binary.LittleEndian.PutUint64(w[8:], uint64(len(b)))
 	copy(w[16:], file[:])
 	copy(w[trustHeader:], b)
-	if _, err := s.dev.WriteAt(w, int64(trustFirst+free*trustSize)); err != nil {
+	if _, err := s.dev.WriteAt(w, int64(TrustStart+free*trustSize)); err != nil {
 		return file, fmt.Errorf("write trust file: %w", err)
 	}
 	if err := s.dev.Flush(); err != nil {

@@ -52,7 +52,7 @@ func TestTrustIsAtomic(t *testing.T) {
 						}
 					}
 				} else {
-					st = must(s.Commit(boot.Trusted(st, h)))
+					st = must(s.Commit(boot.Trusted(st, h, 0, policy)))
 				}
 				r.Mark(st.Trust)
 			}
@@ -105,7 +105,7 @@ func TestTrustAreas(t *testing.T) {
 	// A byte that decays takes the file away, and no other.
 	for n := range trustAreas {
 		if raw, h := s.area(n); raw != nil && h == b {
-			if _, err := dev.WriteAt([]byte{'x'}, int64(trustFirst+n*trustSize+trustHeader)); err != nil {
+			if _, err := dev.WriteAt([]byte{'x'}, int64(TrustStart+n*trustSize+trustHeader)); err != nil {
 				t.Fatal(err)
 			}
 		}

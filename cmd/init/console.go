@@ -38,17 +38,17 @@ func openConsole(quiet bool) *console {
 
 const printk = "/proc/sys/kernel/printk"
 
-// hush keeps all but the kernel's errors off the consoles: they would tear our lines apart. Who asks for kernel
-// messages on the command line gets them.
+// hush keeps all but the worst of the kernel's messages off the consoles: they would tear our lines apart, and it calls each
+// USB device that has to wait an error. Who asks for kernel messages on the command line gets them.
 func (c *console) hush() {
 	for word := range strings.FieldsSeq(readTrimmed("/proc/cmdline")) {
 		if word == "debug" || word == "ignore_loglevel" || strings.HasPrefix(word, "loglevel=") {
 			return
 		}
 	}
-	if level := strings.Fields(readTrimmed(printk)); len(level) > 0 && level[0] > "4" {
+	if level := strings.Fields(readTrimmed(printk)); len(level) > 0 && level[0] > "3" {
 		c.level = level[0]
-		_ = os.WriteFile(printk, []byte("4"), 0)
+		_ = os.WriteFile(printk, []byte("3"), 0)
 	}
 }
 

@@ -100,6 +100,7 @@ func run() {
 		return
 	}
 	d.clock.phase("root")
+	d.trust = u.Trust
 	d.handOver(started)
 }
 
@@ -120,10 +121,8 @@ func (d *device) configure() error {
 		d.con.say("keyring: " + err.Error())
 	}
 	built, _ := strconv.ParseInt(readTrimmed(filepath.Join(config.Dir, "build")), 10, 64)
-	d.trust = update.Trust{
-		Keyring: d.keyring, Compatible: d.cfg.Compatible, Purpose: d.cfg.CheckPurpose, Formats: d.cfg.BundleFormats,
-		RequireSigned: d.cfg.RequireSignedVerity, Floor: built,
-	}
+	d.trust = update.TrustOf(d.cfg, d.keyring, built)
+	d.trust.Serial = serial()
 	return nil
 }
 
@@ -156,6 +155,16 @@ func (d *device) slotName(slot string) string { return status.SlotName(slot, d.b
 func (d *device) bootname(slot string) string {
 	s, _ := d.cfg.SlotByName(slot)
 	return s.Bootname
+}
+
+// serial is the device's serial number as its firmware gives it: the device tree's, or that of the DMI table.
+func serial() string {
+	for _, file := range []string{"/proc/device-tree/serial-number", filepath.Join(sysfs, "class/dmi/id/product_serial")} {
+		if s := strings.TrimRight(readTrimmed(file), "\x00"); s != "" {
+			return s
+		}
+	}
+	return ""
 }
 
 // chance draws a number without waiting for the kernel's entropy.

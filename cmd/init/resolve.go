@@ -158,4 +158,7 @@ type deadStore struct{ err error }
 func (s deadStore) Load() (boot.State, boot.LoaderView, error) {
 	return boot.State{}, boot.LoaderView{}, s.err
 }
-func (s deadStore) Commit(st boot.State) (boot.State, error) { return st, s.err }
+func (s deadStore) Commit(st boot.State) (boot.State, error)        { return st, s.err }
+func (s deadStore) LoadTrust(boot.Hash) ([]byte, error)             { return nil, s.err }
+func (s deadStore) SaveTrust([]byte, boot.Trust) (boot.Hash, error) { return boot.Hash{}, s.err }
+func (s deadStore) FindTrust() [][]byte                             { return nil }

@@ -149,11 +149,11 @@ func fileSystem(head []byte) string {
 // handOver leaves the running system what it needs, makes a corrupt block restart the device from now on, and becomes
 // the system's init.
 func (d *device) handOver(s update.Started) {
+	d.doors.open()
 	if err := d.leave(s); err != nil {
 		d.con.say("leave the report: " + err.Error())
 	}
 	forgetPanic()
-	d.doors.open()
 	b := d.found.slots[s.Slot]
 	table := dm.VerityTable(fmt.Sprintf("%d:%d", b.Major, b.Minor), s.Facts.DataBlocks, s.Facts.RootHash, s.Facts.Salt, "restart_on_corruption")
 	if err := dm.Reload(rootName, true, table); err != nil {
@@ -187,7 +187,10 @@ func (d *device) leave(s update.Started) error {
 	if err := os.MkdirAll(status.Dir, 0o755); err != nil {
 		return err
 	}
-	for name, content := range map[string][]byte{"boot.json": r.JSON(), "system.conf": d.cfg.Raw, "keyring.pem": d.keyring} {
+	for name, content := range map[string][]byte{"boot.json": r.JSON(), "system.conf": d.cfg.Raw, "keyring.pem": d.keyring, "trust": d.trust.Stored} {
+		if len(content) == 0 {
+			continue
+		}
 		if err := os.WriteFile(filepath.Join(status.Dir, name), content, 0o644); err != nil {
 			return err
 		}

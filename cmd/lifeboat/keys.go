@@ -148,7 +148,7 @@ func (s *subjectKey) load(ctx context.Context, module string) (crypto.PublicKey,
 }
 
 // newIssuing is `keys issue` and `keys device`.
-func newIssuing(cmd *cobra.Command, under *string, done string) *cobra.Command {
+func newIssuing(cmd *cobra.Command, under, rootKey *string) *cobra.Command {
 	var dir folderFlag
 	var key keyFlag
 	var subject subjectKey
@@ -168,13 +168,17 @@ func newIssuing(cmd *cobra.Command, under *string, done string) *cobra.Command {
 		if o.CAKey, err = key.load(cmd.Context()); err != nil {
 			return err
 		}
+		root := keyFlag{*rootKey, key.module}
+		if o.RootKey, err = root.load(cmd.Context()); err != nil {
+			return err
+		}
 		o.Name, o.Under = args[0], *under
 		return dir.in(func(f *keys.Folder) error {
 			path, err := f.Issue(o)
 			if err != nil {
 				return err
 			}
-			cmd.Printf(done+"\n", path)
+			cmd.Printf("issued %s\n", path)
 			return nil
 		})
 	}
@@ -187,33 +191,36 @@ func newIssuing(cmd *cobra.Command, under *string, done string) *cobra.Command {
 }
 
 func newKeysIssue() *cobra.Command {
-	var under string
+	var under, none string
 	cmd := newIssuing(&cobra.Command{
 		Use:   "issue --under release|develop|root [--csr F] NAME",
 		Short: "issue the certificate of a further signer",
 		Long: `Makes NAME.key.pem and NAME.cert.pem in the folder, or with --csr or --public-key only the certificate.
 A person's key is best made where it stays (openssl req, a smart card) and only its request brought here. What the root
 issues directly is for signers of keyrings.`,
-	}, &under, "issued %s")
+	}, &under, &none)
 	cmd.Flags().StringVar(&under, "under", "", "release or develop (the CA is UNDER-ca), or root")
 	require(cmd, "under")
 	return cmd
 }
 
 func newKeysDevice() *cobra.Command {
-	under := "device"
-	return newIssuing(&cobra.Command{
+	under, root := "device", ""
+	cmd := newIssuing(&cobra.Command{
 		Use:   "device [--csr F] SERIAL",
 		Short: "issue the certificate of one device",
 		Long: `Makes devices/SERIAL.{cert,key}.pem: what a device shows a server (TLS) and bundles are encrypted for. It signs no
 bundles. The first time the root issues device-ca for that.`,
-	}, &under, "issued %s")
+	}, &under, &root)
+	cmd.Flags().StringVar(&root, "root-key", "", "private key of the root, for the first device, where it is not in the folder")
+	return cmd
 }
 
 func newKeysRenew() *cobra.Command {
 	var dir folderFlag
 	var key keyFlag
 	var subject subjectKey
+	var own string
 	o := keys.Renew{}
 	cmd := &cobra.Command{
 		Use:   "renew [--years N] [--new-key | --csr F] NAME",
@@ -236,6 +243,9 @@ the keyring is renewed.`,
 			if o.CAKey, err = key.load(cmd.Context()); err != nil {
 				return err
 			}
+			if o.OwnKey, err = (&keyFlag{own, key.module}).load(cmd.Context()); err != nil {
+				return err
+			}
 			o.Name = strings.TrimSuffix(args[0], ".cert.pem")
 			return dir.in(func(f *keys.Folder) error {
 				path, err := f.Renew(o)
@@ -252,6 +262,7 @@ the keyring is renewed.`,
 	subject.flags(cmd)
 	f := cmd.Flags()
 	f.IntVar(&o.Years, "years", 0, "validity (default: as before, or as long as the CA)")
+	f.StringVar(&own, "own-key", "", "private key of a CA that is renewed, for its keyring, where it is not in the folder")
 	f.BoolVar(&o.NewKey, "new-key", false, "make a new key; the one that was there moves to old/")
 	rsaFlag(cmd, &o.RSA)
 	return cmd

@@ -1,10 +1,13 @@
 package story
 
 import (
+	"os"
 	"testing"
 
+	"lifeboat/disk/crash"
 	"lifeboat/qemu/scene"
 	"lifeboat/qemu/testsystem"
+	"lifeboat/qemu/writelog"
 )
 
 // A stick updates a device: whoever made the bundle, whatever it is compressed with, whatever file system is in it.
@@ -30,7 +33,10 @@ func TestInstall(t *testing.T) {
 				d = needRSA(t)
 			}
 			stick := d.update(t, "2.0", testsystem.Good, tt.system, tt.bundle)
-			vm := scene.Start(t, d.Machine(d.disk(t, "install"), stick))
+			m := d.Machine(d.disk(t, "install"), stick)
+			log := stick + ".log"
+			m.Sticks[0].Log = log
+			vm := scene.Start(t, m)
 			vm.Expect(scene.Patience, `lifeboat: found update\.raucb version 2\.0 on sda\n`)
 			vm.Expect(scene.Patience, `lifeboat: installing 2\.0 to rootfs\.1 \(B\)\n`)
 			vm.Expect(scene.Patience, `lifeboat: installed 2\.0 to rootfs\.1 \(B\)\n`)
@@ -59,6 +65,35 @@ func TestInstall(t *testing.T) {
 			if v := vm.Ready(); v != "2.0" {
 				t.Fatalf("version %s", v)
 			}
+			vm.Cut()
+			unwritten(t, stick, log)
 		})
+	}
+}
+
+// unwritten checks that nothing was written to a stick.
+func unwritten(t *testing.T, stick, log string) {
+	t.Helper()
+	info, err := os.Stat(stick)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	logInfo, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := writelog.Read(f, logInfo.Size(), info.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, op := range l.Ops {
+		if op.Kind != crash.Flush {
+			t.Errorf("the stick was written to: %d bytes at %d", op.Len, op.Off)
+		}
 	}
 }

@@ -2,174 +2,159 @@ package story
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/binary"
-	"encoding/pem"
 	"fmt"
-	"math/big"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"lifeboat/badinputs"
 	"lifeboat/qemu/scene"
 	"lifeboat/qemu/testsystem"
-	"lifeboat/verify/verity"
 )
 
-// change writes a changed copy of a bundle beside it.
-func change(t *testing.T, good, name string, f func(b []byte) []byte) string {
+// withOld is a disk with 1.0 in slot A and 0.9 in slot B, so that whatever is done to slot B is seen.
+func (d *staged) withOld(t *testing.T) string {
 	t.Helper()
-	b, err := os.ReadFile(good)
+	old := d.bundle(t, "old.raucb", "0.9", testsystem.Good, testsystem.Options{}, scene.BundleOptions{})
+	out, err := d.Scene.Disk(fileName(t)+"-old.img", map[string]string{"A": d.Path("1.0.raucb"), "B": old}, map[string]int64{"rootfs": slotSize})
 	if err != nil {
-		t.Fatal(err)
-	}
-	out := good[:len(good)-len("good.raucb")] + name
-	if err := os.WriteFile(out, f(bytes.Clone(b)), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return out
 }
 
-func flip(at func(b []byte) int) func([]byte) []byte {
-	return func(b []byte) []byte {
-		b[at(b)] ^= 0x10
-		return b
-	}
-}
-
-// cmsSize is the length of the CMS at the end of a bundle.
-func cmsSize(b []byte) int { return int(binary.BigEndian.Uint64(b[len(b)-8:])) }
-
-// signer issues a certificate under the release CA.
-func (d *staged) signer(t *testing.T, name string, from, to time.Time, usage ...x509.ExtKeyUsage) {
-	t.Helper()
-	block := func(file string) []byte {
-		raw, err := os.ReadFile(d.Key(file))
-		if err != nil {
-			t.Fatal(err)
-		}
-		p, _ := pem.Decode(raw)
-		return p.Bytes
-	}
-	ca, err := x509.ParseCertificate(block("release-ca.cert.pem"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	caKey, err := x509.ParsePKCS8PrivateKey(block("release-ca.key.pem"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, NotBefore: from, NotAfter: to,
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: usage,
-	}, ca, &key.PublicKey, caKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for file, b := range map[string]*pem.Block{name + ".cert.pem": {Type: "CERTIFICATE", Bytes: der}, name + ".key.pem": {Type: "PRIVATE KEY", Bytes: raw}} {
-		if err := os.WriteFile(d.Key(file), pem.EncodeToMemory(b), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-// What must not be installed is refused with its code, nothing on slot B or in the state's entries changes, and A boots.
+// TestRefused gives the device one bundle of each row of the list of bad inputs, 32 at a boot on four sticks. Each is
+// refused with its code, A boots, and nothing on either slot, of the floors or of what is known of slot B has changed.
 func TestRefused(t *testing.T) {
-	for _, tt := range []struct {
-		name   string
-		make   func(t *testing.T, d *staged, good string) []string
-		expect map[string]string // file: code, with a part of the text
-	}{
-		{"damaged", func(t *testing.T, d *staged, good string) []string {
-			return []string{
-				change(t, good, "payload.raucb", flip(func(b []byte) int { return (len(b) - cmsSize(b)) / 2 })),
-				change(t, good, "tree.raucb", flip(func(b []byte) int { return len(b) - 8 - cmsSize(b) - verity.BlockSize + 5 })),
-				change(t, good, "cms.raucb", flip(func(b []byte) int { return len(b) - 8 - 10 })),
-				change(t, good, "manifest.raucb", flip(func(b []byte) int { return bytes.Index(b, []byte("version=2.0")) + 8 })),
-				change(t, good, "short.raucb", func(b []byte) []byte { return b[:len(b)-4096] }),
-				change(t, good, "long.raucb", func(b []byte) []byte { return append(b, 0) }),
-				change(t, good, "empty.raucb", func(b []byte) []byte { return nil }),
-				change(t, good, "zero.raucb", func(b []byte) []byte { clear(b); return b }),
-			}
-		}, map[string]string{
-			"payload.raucb": "30", "tree.raucb": "30", "cms.raucb": "21", "manifest.raucb": "21", "short.raucb": "20",
-			"long.raucb": "31", "empty.raucb": "20", "zero.raucb": "20",
-		}},
-		{"not for us", func(t *testing.T, d *staged, good string) []string {
-			now := time.Now()
-			d.signer(t, "old", now.AddDate(-2, 0, 0), now.AddDate(-1, 0, 0), x509.ExtKeyUsageCodeSigning)
-			d.signer(t, "mail", now.Add(-2*time.Hour), now.AddDate(1, 0, 0), x509.ExtKeyUsageEmailProtection)
-			img := d.Path(fileName(t) + "/2.0.img")
-			var out []string
-			for file, o := range map[string]scene.BundleOptions{
-				"develop.raucb": {Signer: "develop"}, "brought.raucb": {Signer: "develop", Bring: "develop-ca"},
-				"old.raucb": {Signer: "old"}, "mail.raucb": {Signer: "mail"}, "other.raucb": {Compatible: "another-board"},
-				"plain.raucb": {Format: "plain", Rauc: true},
-			} {
-				o.Version = "2.0"
-				b, err := d.Bundle(fileName(t)+"/"+file, img, o)
-				if err != nil {
-					t.Fatal(err)
+	d := needDevice(t)
+	set, err := badinputs.Load(d.Keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := badinputs.New(t, set, scene.Compatible)
+	var some []badinputs.Input
+	rows := map[string]bool{"0": true}
+	for _, in := range k.Inputs() {
+		if in.Device != 0 && !in.Plain && !in.Wipes && in.Keyring == nil && in.Floor == 0 && !rows[in.Row] {
+			rows[in.Row] = true
+			some = append(some, in)
+		}
+	}
+	const sticks, bundles = 4, 8 // at most
+	boots, most := 0, 0
+	for boot := range slices.Chunk(some, sticks*bundles) {
+		boots++
+		t.Run(fmt.Sprintf("%s to %s", boot[0].Row, boot[len(boot)-1].Row), func(t *testing.T) {
+			want := map[string]int{}
+			var plugged []string
+			for inputs := range slices.Chunk(boot, bundles) {
+				var files []string
+				for _, in := range inputs {
+					file := filepath.Join(t.TempDir(), in.File())
+					if err := os.WriteFile(file, in.Make(), 0o600); err != nil {
+						t.Fatal(err)
+					}
+					files = append(files, file)
+					want[in.File()] = int(in.Device)
 				}
-				out = append(out, b)
+				plugged = append(plugged, d.stick(t, fmt.Sprint(len(plugged)), files...))
 			}
-			return out
-		}, map[string]string{
-			"develop.raucb": "22", "brought.raucb": "22", "old.raucb": "23", "mail.raucb": "26", "other.raucb": "27", "plain.raucb": "31",
-		}},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			d := needDevice(t)
-			good := d.bundle(t, "good.raucb", "2.0", testsystem.Good, testsystem.Options{}, scene.BundleOptions{})
-			image := d.disk(t, "refused")
-			before, err := scene.Partition(image, "rootfs.1")
-			if err != nil {
-				t.Fatal(err)
-			}
-			vm := scene.Start(t, d.Machine(image, d.stick(t, "bad", tt.make(t, d, good)...)))
+			image := d.withOld(t)
+			before := partitions(t, image)
+			vm := scene.Start(t, d.Machine(image, plugged...))
 			vm.Expect(scene.Patience, `lifeboat: boot 1 slot rootfs\.0 \(A\) version 1\.0 trial tries=2\n`)
 			if v := vm.Ready(); v != "1.0" {
 				t.Fatalf("version %s", v)
 			}
 			r := vm.Status()
-			got := map[string]string{}
+			got := map[string]int{}
 			for _, f := range r.Refused {
-				got[f.File] = fmt.Sprintf("%02d", f.Code)
-				t.Logf("code %d %s: %s", f.Code, f.File, f.Text)
-				if line := fmt.Sprintf("lifeboat: refused code=%02d %s: ", f.Code, f.File); !bytes.Contains([]byte(vm.Console()), []byte(line)) {
+				got[f.File] = f.Code
+				if line := fmt.Sprintf("lifeboat: refused code=%02d %s: ", f.Code, f.File); !strings.Contains(vm.Console(), line) {
 					t.Errorf("the console does not say %q", line)
 				}
 			}
-			if diff := cmp.Diff(tt.expect, got); diff != "" {
+			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("refused (-want +got):\n%s", diff)
 			}
-			if b := slot(r, "B"); b.ManifestHash != "" || b.Reason != "" || b.Tries != 0 || r.State.Floors.Version != "1.0" {
+			most += len(got)
+			if b := slot(r, "B"); b.Version != "0.9" || b.Reason != "" || r.State.Floors.Version != "0.9" || r.State.Floors.Epoch != 0 {
 				t.Errorf("state: B %+v, floors %+v", b, r.State.Floors)
 			}
 			vm.Cut()
-			after, err := scene.Partition(image, "rootfs.1")
-			if err != nil {
-				t.Fatal(err)
-			}
-			if !bytes.Equal(before, after) {
-				t.Error("slot B was touched")
+			for name, b := range partitions(t, image) {
+				if !bytes.Equal(b, before[name]) {
+					t.Errorf("%s was touched", name)
+				}
 			}
 		})
+	}
+	t.Logf("figure: bad inputs: %d bundles of %d rows refused in the virtual device, in %d boots", most, len(rows)-1, boots)
+}
+
+// partitions are the bytes of both slots.
+func partitions(t *testing.T, image string) map[string][]byte {
+	t.Helper()
+	all := map[string][]byte{}
+	for _, name := range []string{"rootfs.0", "rootfs.1"} {
+		b, err := scene.Partition(image, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all[name] = b
+	}
+	return all
+}
+
+// TestBadSticks: a stick whose root folder never ends (row 93), one with another file system under the label of ours (110)
+// and one with an older bundle keep nothing from being installed from the fourth (109).
+func TestBadSticks(t *testing.T) {
+	d := needDevice(t)
+	older := d.bundle(t, "older.raucb", "1.5", testsystem.Good, testsystem.Options{}, scene.BundleOptions{})
+	newer := d.bundle(t, "newer.raucb", "2.0", testsystem.Good, testsystem.Options{}, scene.BundleOptions{})
+	loop := d.stick(t, "loop", older)
+	change(t, loop, 1<<20, func(fs []byte) {
+		le := binary.LittleEndian
+		table := int(le.Uint16(fs[14:])) * 512
+		le.PutUint32(fs[table+4*2:], 2)
+		root := fs[table+2*512*int(le.Uint32(fs[36:])):][:512]
+		for ; len(root) > 0; root = root[32:] {
+			copy(root, "FILE    TXT\x20")
+		}
+	})
+	other := d.Path(fileName(t) + "-ext4.stick")
+	if out, err := exec.Command("mke2fs", "-q", "-t", "ext4", "-L", "LIFEBOAT", "-d", filepath.Dir(newer), other, "256M").CombinedOutput(); err != nil {
+		t.Fatalf("mke2fs: %v\n%s", err, out)
+	}
+	vm := scene.Start(t, d.Machine(d.disk(t, "disk"), loop, other, d.stick(t, "older", older), d.stick(t, "newer", newer)))
+	vm.Expect(scene.Patience, `lifeboat: refused code=\d+ /: `)
+	vm.Expect(scene.Patience, `lifeboat: installed 2\.0 to rootfs\.1 \(B\)\n`)
+	if v := vm.Ready(); v != "2.0" {
+		t.Fatalf("version %s", v)
+	}
+}
+
+// change edits the first 32 MiB of an image from an offset on.
+func change(t *testing.T, file string, off int64, change func(b []byte)) {
+	t.Helper()
+	f, err := os.OpenFile(file, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	b := make([]byte, 32<<20)
+	if _, err := f.ReadAt(b, off); err != nil {
+		t.Fatal(err)
+	}
+	change(b)
+	if _, err := f.WriteAt(b, off); err != nil {
+		t.Fatal(err)
 	}
 }
 

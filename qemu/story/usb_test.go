@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"lifeboat/qemu/scene"
 	"lifeboat/qemu/testsystem"
@@ -30,7 +31,7 @@ func zoo(t *testing.T) []string {
 }
 
 // Keyboards, a network card and the like beside the stick are seen by no driver while something from outside is read; the
-// stick updates the device, and the system that starts has them all.
+// stick updates the device, and the system that starts has them all. Row 108 of the bad inputs.
 func TestUSBOthers(t *testing.T) {
 	t.Parallel()
 	d := needDevice(t)
@@ -63,8 +64,11 @@ func TestUSBOthers(t *testing.T) {
 	for _, m := range shut.FindAllStringSubmatch(before, -1) {
 		waited[m[1]] = true
 	}
-	if len(waited) != 16 {
-		t.Errorf("%d devices were not authorised by themselves, want 16: %v", len(waited), waited)
+	// Five hubs in a row may take longer to find than early boot waits.
+	for _, name := range []string{"2-1", "1-2", "1-2.1", "1-2.2", "1-2.3", "1-2.4", "1-2.5", "1-2.6", "1-2.7", "1-2.8", "1-3"} {
+		if !waited[name] {
+			t.Errorf("%s did not have to wait", name)
+		}
 	}
 	if m := regexp.MustCompile(`input: .*USB|cdc_|rndis|ttyUSB|usbhid|hid-generic`).FindString(before); m != "" {
 		t.Errorf("the kernel's log of before the start has %q", m)
@@ -72,7 +76,15 @@ func TestUSBOthers(t *testing.T) {
 
 	// Everything has its interfaces now, and a keyboard works where the system has the driver.
 	const devices = "/sys/bus/usb/devices"
-	keyboards := 0
+	keyboards := map[string]bool{}
+	for end := time.Now().Add(scene.Patience); !keyboards["1-3.1.1.1.1.1:1.0"] && time.Now().Before(end); time.Sleep(time.Second) {
+		for name := range strings.FieldsSeq(vm.Run("ls", "/sys/bus/usb/drivers/usbhid")) {
+			keyboards[name] = true
+		}
+	}
+	if !keyboards["1-2.1:1.0"] || !keyboards["1-3.1.1.1.1.1:1.0"] {
+		t.Errorf("the keyboards do not work: %v", keyboards)
+	}
 	for name := range strings.FieldsSeq(vm.Run("ls", devices)) {
 		if strings.HasPrefix(name, "usb") {
 			if got := vm.Run("cat", path.Join(devices, name, "authorized_default")); got != "1" {
@@ -83,14 +95,7 @@ func TestUSBOthers(t *testing.T) {
 			if got := vm.Run("cat", path.Join(devices, name, "authorized")); got != "1" {
 				t.Errorf("%s: authorized is %s after the start", name, got)
 			}
-			continue
 		}
-		if strings.Contains(vm.Run("cat", path.Join(devices, name, "uevent")), "DRIVER=usbhid") && vm.Run("cat", path.Join(devices, name, "bInterfaceProtocol")) == "01" {
-			keyboards++
-		}
-	}
-	if keyboards != 2 {
-		t.Errorf("%d keyboards work, want 2", keyboards)
 	}
 	if got := vm.Run("cat", "/sys/module/usbcore/parameters/authorized_default"); got != "1" {
 		t.Errorf("authorized_default of later buses is %s", got)

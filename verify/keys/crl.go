@@ -55,7 +55,7 @@ func (f *Folder) Revoke(o Revoke) (path string, revoked []Entry, err error) {
 	issuer, known := "", false
 	for i := range f.entries {
 		e := &f.entries[i]
-		if o.Name != "" && e.base() != o.Name || o.Name == "" && e.Serial != serial {
+		if o.Name != "" && e.base() != o.Name && e.base() != deviceDir+"/"+o.Name || o.Name == "" && e.Serial != serial {
 			continue
 		}
 		known = true

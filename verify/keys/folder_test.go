@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -294,6 +295,32 @@ func TestOldFolder(t *testing.T) {
 		"release-ca by root, release.keyring by self, root by self"
 	if got := strings.Join(names, ", "); got != want {
 		t.Errorf("%s\nwant %s", got, want)
+	}
+}
+
+// TestManyAtOnce: who finds the folder in use waits, and nothing is lost.
+func TestManyAtOnce(t *testing.T) {
+	f := folder(t, keys.Options{})
+	f.Close()
+	const n = 8
+	errs := make(chan error, n)
+	for i := range n {
+		go func() {
+			f, err := keys.Open(f.Dir)
+			if err == nil {
+				_, err = f.Issue(keys.Issue{Name: fmt.Sprint("signer", i), Under: "release"})
+				f.Close()
+			}
+			errs <- err
+		}()
+	}
+	for range n {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	if got := strings.Count(string(read(t, f.Dir, "index")), " signer"); got != n {
+		t.Errorf("%d of %d certificates are in the index", got, n)
 	}
 }
 

@@ -137,7 +137,7 @@ func (f *Folder) ca(name string, key crypto.Signer) (Pair, error) {
 		path := f.path(name + keySuffix)
 		b, err := os.ReadFile(path)
 		if errors.Is(err, fs.ErrNotExist) {
-			return Pair{}, fmt.Errorf("%s is not there: bring it, or name the key of the CA by --key FILE or --key pkcs11:...", path)
+			return Pair{}, fmt.Errorf("%s is not there: bring it, or name the key of the CA, a file or a pkcs11 URI, by --key", path)
 		}
 		if err != nil {
 			return Pair{}, err
@@ -181,7 +181,8 @@ type Renew struct {
 	Name   string
 	Years  int // 0: as many as the present one, or as long as the CA
 	Now    time.Time
-	CAKey  crypto.Signer    // nil: from the folder
+	CAKey  crypto.Signer    // of the issuer; nil: from the folder
+	OwnKey crypto.Signer    // of a CA that is renewed, for its keyring; nil: from the folder
 	NewKey bool             // make a new key; the present one goes to old/
 	RSA    int              // bits of that
 	Public crypto.PublicKey // the new key, made elsewhere; nil: the present one's, or NewKey
@@ -195,7 +196,10 @@ func (f *Folder) Renew(o Renew) (_ string, err error) {
 	defer wrap(&err, "renew %s", o.Name)
 	e, err := f.current(o.Name)
 	if err != nil {
-		return "", err
+		if e, err = f.current(deviceDir + "/" + o.Name); err != nil {
+			return "", fmt.Errorf("%s has no %s%s", f.Dir, o.Name, certSuffix)
+		}
+		o.Name = e.Name
 	}
 	old, now := e.Cert, orNow(o.Now)
 	p := profile{subject: old.Subject, kind: kindOf(old), pathLen: old.MaxPathLen, years: o.Years, capped: o.Years == 0}
@@ -223,7 +227,7 @@ func (f *Folder) Renew(o Renew) (_ string, err error) {
 	anchors := f.anchorsOf(old)
 	var own Pair // signs the anchors
 	if anchors != nil {
-		if own, err = f.ca(o.Name, nil); err != nil {
+		if own, err = f.ca(o.Name, o.OwnKey); err != nil {
 			return "", fmt.Errorf("%s.pem is renewed too: %w", anchors[0].Name, err)
 		}
 	}

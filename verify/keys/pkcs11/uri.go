@@ -111,8 +111,12 @@ func parseURI(s string) (*uri, error) {
 func (u *uri) String() string {
 	var parts []string
 	for _, p := range [...][2]string{
-		{"token", u.token}, {"manufacturer", u.manufacturer}, {"model", u.model}, {"serial", u.serial},
-		{"slot-id", u.slot}, {"object", u.object},
+		{"token", u.token},
+		{"manufacturer", u.manufacturer},
+		{"model", u.model},
+		{"serial", u.serial},
+		{"slot-id", u.slot},
+		{"object", u.object},
 	} {
 		if p[1] != "" {
 			parts = append(parts, p[0]+"="+strings.ReplaceAll(url.PathEscape(p[1]), ";", "%3B"))

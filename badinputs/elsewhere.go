@@ -1,0 +1,57 @@
+package badinputs
+
+// Place says where a row is that is no bundle, or of which bundles are only examples.
+type Place struct {
+	Row  int
+	What string
+	Want string // code, or what else happens
+	Test string // "package Test": the row's number stands in it or above it; "" where there is none
+	Why  string // there is none, or no more
+}
+
+// Elsewhere are the rows that [Kit.Inputs] cannot make, or not all of.
+var Elsewhere = []Place{
+	{42, "revoked signer", "24", "", "revocation lists come with the keyring's renewal, in verify"},
+	{43, "revoked intermediate", "24", "", "as row 42"},
+	{44, "CRL of a CA that may not sign one", "ignored, 24 where one is required", "", "as row 42"},
+	{45, "CRL of another issuer with the same serial number", "0", "", "as row 42"},
+	{46, "CRL cut off", "ignored", "", "as row 42"},
+	{47, "CRL older than the known one", "ignored", "", "as row 42"},
+	{48, "CRL of a million entries", "31", "", "as row 42"},
+	{49, "unknown signer first, good one second", "0", "", "thresholds come with the keyring's roles, in verify"},
+	{52, "keyring is missing", "32", "update TestNoKeyring", ""},
+	{76, "ten thousand random bytes of everything", "a code, or the same content", "bundle TestMutations", ""},
+	{77, "every 4 KiB", "20 to 31", "bundle TestEveryTruncation", ""},
+	{78, "payload beyond 2 GiB and 4 GiB", "31 plain, each block checked in verity", "bundle TestHuge", ""},
+	{87, "more bombs, of each compressor", "refused within a block", "squashfs TestBombs", ""},
+	{88, "dictionary of 1.5 GiB", "refused", "squashfs TestBombs", ""},
+	{89, "window of 2 GiB", "refused", "squashfs TestBombs", ""},
+	{93, "root folder in a loop", "40", "fat TestHostileSticks", ""},
+	{94, "file in a loop", "40", "fat TestHostileSticks", ""},
+	{95, "tables of no sectors", "no file system", "fat TestHostileSticks", ""},
+	{96, "tables of 2^32 sectors", "no file system", "fat TestHostileSticks", ""},
+	{97, "file of 4 GiB on a small stick", "40", "fat TestHostileSticks", ""},
+	{98, "cluster beyond the end", "40", "fat TestHostileSticks", ""},
+	{99, "sectors of 0 and 32768 bytes", "no file system", "fat TestHostileSticks", ""},
+	{100, "folder that is the root", "passed over", "fat TestHostileSticks", ""},
+	{101, "ten thousand files", "40", "fat TestManyFiles", ""},
+	{102, "names that deceive", "passed over", "fat TestNames", ""},
+	{103, "GPT and MBR that contradict themselves", "40", "disk TestHostileTables", ""},
+	{104, "stick that is pulled out while it is read", "40", "badinputs TestFickleSticks", ""},
+	{105, "medium that fails in the middle", "40", "badinputs TestFickleSticks", ""},
+	{106, "medium that shows other bytes the second time", "20 to 30", "badinputs TestFickleSticks", ""},
+	{107, "stick that is smaller than it says", "20", "badinputs TestFickleSticks", ""},
+	{108, "keyboards, network cards and the like beside the stick", "no driver sees them", "qemu/story TestUSBOthers", ""},
+	{109, "two sticks with different bundles", "the newer one", "qemu/story TestBadSticks", ""},
+	{110, "another file system under our label", "no file system", "qemu/story TestBadSticks", ""},
+	{111, "folder instead of the bundle", "passed over", "fat TestHostileSticks", ""},
+	{112, "copies of the state record lost", "rebuilt from the seals", "powercut TestNewestLost", ""},
+	{113, "newer copy of the record with a wrong checksum", "the older one", "boot/raw TestCommitIsAtomic", ""},
+	{114, "TPM that is gone, locked, or another", "", "", "there is no TPM yet"},
+	{115, "clock from 1970 to 2106", "", "", "comes with the rules of the clock, in boot and qemu/story"},
+	{116, "forty kernel command lines", "", "", "config TestParseCmdline has twenty; the rest comes with the verified root"},
+	{117, "seal of another slot", "30", "slots TestAttest", ""},
+	{118, "image that is not the root hash's", "30", "slots TestAttest", ""},
+	{119, "both slots below the floor", "rescue", "badinputs TestBelowFloor", ""},
+	{120, "keyrings that renew themselves", "", "", "come with the keyring's renewal, in verify"},
+}
