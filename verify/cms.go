@@ -39,7 +39,6 @@ type embedded struct {
 }
 
 type signerInfo struct {
-	full         []byte
 	issuerSerial []byte // one of these two
 	keyID        []byte
 	digest       algorithm
@@ -151,7 +150,7 @@ func ReadCMS(der []byte) (*CMS, error) {
 }
 
 func readSigner(v value) (signerInfo, error) {
-	s := signerInfo{full: v.full}
+	var s signerInfo
 	c := cursor{rest: v.body}
 	version := string(c.take(tagInteger).body)
 	if c.peek(tagContext) {
@@ -461,8 +460,8 @@ type Signed struct {
 //
 // The number of keys whose signature is right and leads to an anchor of the role
 // has to reach the keyring's threshold. Other signers are not counted and do no
-// harm. Where there is one signer and one is enough, its own refusal is
-// returned, else [Threshold].
+// harm, but for one that stands there twice. Where there is one signer and one
+// is enough, its own refusal is returned, else [Threshold].
 func (c *CMS) Verify(r Rules, digest func(crypto.Hash) ([]byte, error)) (*Signed, error) {
 	signed, err := c.verify(r, digest)
 	if err == nil || !r.AtBoot || r.Keyring == nil {
@@ -496,7 +495,7 @@ func (c *CMS) verify(r Rules, digest func(crypto.Hash) ([]byte, error)) (*Signed
 		if slices.ContainsFunc(c.signers[:i], func(o signerInfo) bool {
 			return bytes.Equal(s.issuerSerial, o.issuerSerial) && bytes.Equal(s.keyID, o.keyID)
 		}) {
-			return nil, Refuse(Threshold, "the same signer stands in the CMS twice")
+			return nil, Refuse(Threshold, "a signer stands in the CMS twice")
 		}
 	}
 	if !c.Detached() {

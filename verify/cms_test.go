@@ -104,7 +104,7 @@ func TestMalformed(t *testing.T) {
 		{"15 no signed attributes", one(func(f *forge) { f.signers[0].noAttrs = true }), BadSignature},
 		{"22 detached", one(func(f *forge) { f.detached = true }), Malformed},
 		{"50 signer twice", one(func(f *forge) { f.repeat = 1 }), Threshold},
-		{"50 two signatures of one signer", one(func(f *forge) { f.signers = many[:2] }), Threshold},
+		{"50 signer twice, with two signatures", one(func(f *forge) { f.signers = many[:2] }), Threshold},
 		{"certificates missing", one(func(f *forge) { f.certs = nil }), Untrusted},
 		{"17 certificates", one(func(f *forge) { f.certs = slices.Repeat(f.certs, 17) }), Policy},
 		{"39 certificate twice", one(func(f *forge) { f.certs = slices.Repeat(f.certs, 2) }), Untrusted},
@@ -722,7 +722,7 @@ func TestVectors(t *testing.T) {
 	r, all := vectors(t)
 	want := map[string]Code{
 		"p256.cms": 0, "rsa.cms": 0, "ed25519.cms": 0, "rauc-1.8.cms": 0,
-		"detached.cms": Malformed, "two-signers.cms": Threshold, // the same one twice
+		"detached.cms": Malformed, "two-signers.cms": Threshold,
 	}
 	for name, der := range all {
 		c, err := ReadCMS(der)

@@ -236,15 +236,24 @@ func (r *renewal) takeCRL(c *crl, keep bool) (outcome, error) {
 		return leftOut, refusal
 	}
 	c.by, c.kept = issuer, keep
-	same := slices.IndexFunc(r.crls, func(o *crl) bool {
-		return o.by != nil && bytes.Equal(o.issuer, c.issuer) && SPKI(o.by) == SPKI(issuer)
-	})
 	old := r.crls
+	same, at := -1, len(old) // the one of this issuer, and where it would stand
+	for i, o := range old {
+		if o.by == nil {
+			continue
+		}
+		switch order := o.compareIssuer(c); {
+		case order == 0:
+			same = i
+		case order > 0:
+			at = min(at, i)
+		}
+	}
 	switch {
-	case same < 0 && len(r.crls) >= maxKeyringCRLs:
+	case same < 0 && len(old) >= maxKeyringCRLs:
 		return leftOut, Refuse(Policy, "CRL of %s: more than %d CRLs", c.issuerName, maxKeyringCRLs)
 	case same < 0:
-		r.crls = append(slices.Clone(old), c)
+		r.crls = slices.Insert(slices.Clone(old), at, c)
 	case bytes.Equal(old[same].raw, c.raw):
 		return leftOut, nil
 	case !c.newer(old[same]):
@@ -260,20 +269,18 @@ func (r *renewal) takeCRL(c *crl, keep bool) (outcome, error) {
 	return taken, nil
 }
 
+// compareIssuer compares whose lists they are, by name and key.
+func (c *crl) compareIssuer(o *crl) int {
+	return cmp.Or(bytes.Compare(c.issuer, o.issuer), bytes.Compare(c.by.RawSubjectPublicKeyInfo, o.by.RawSubjectPublicKeyInfo))
+}
+
 // blob is the canonical trust file: keyrings by version, then CRLs by issuer.
 func (k *Keyring) blob() []byte {
-	var kept []*crl
+	blob := slices.Concat(k.lineage...)
 	for _, c := range k.crls {
 		if c.kept {
-			kept = append(kept, c)
+			blob = append(blob, c.raw...)
 		}
-	}
-	slices.SortFunc(kept, func(a, b *crl) int {
-		return cmp.Or(bytes.Compare(a.issuer, b.issuer), bytes.Compare(a.by.RawSubjectPublicKeyInfo, b.by.RawSubjectPublicKeyInfo))
-	})
-	blob := slices.Concat(k.lineage...)
-	for _, c := range kept {
-		blob = append(blob, c.raw...)
 	}
 	return blob
 }
