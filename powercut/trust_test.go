@@ -135,7 +135,7 @@ func (l *life) refused(b *Boot, code int, part string) {
 	l.t.Errorf("nothing with %q is refused with code %d: %+v", part, code, b.Report.Refused)
 }
 
-// TestTrust is the rotation of 2.4 on a device: on trial with an update, committed by good, old keys refused; the record
+// TestTrust is row 120 of the bad inputs, the rotation of keyrings, on a device: on trial with an update, committed by good, old keys refused; the record
 // lost; the trust file decayed.
 func TestTrust(t *testing.T) {
 	k := newKit(t, nil)

@@ -31,6 +31,8 @@ var mutants = []mutant{
 		"if err := s.dev.Flush(); err != nil {\n\t\t\treturn st, fmt.Errorf(\"flush state", "if err := error(nil); err != nil {\n\t\t\treturn st, fmt.Errorf(\"flush state",
 	}}},
 	{"what a reset left in the disk's cache is not flushed before the other copy is written over", "boot/raw/raw.go", []change{{"if !s.sure {", "if false {"}}},
+	{"the record names a trust file that is not flushed", "boot/raw/trust.go", []change{{"if err := s.dev.Flush(); err != nil {\n\t\treturn file, fmt.Errorf(\"flush trust", "if err := error(nil); err != nil {\n\t\treturn file, fmt.Errorf(\"flush trust"}}},
+	{"a trust file is written over the one that counts", "boot/raw/trust.go", []change{{"sum != keep.File && sum != keep.Pending", "true"}}},
 	{"a flush of the record that fails is taken for done", "boot/raw/raw.go", []change{{
 		"if err := s.dev.Flush(); err != nil {\n\t\t\treturn st, fmt.Errorf(\"flush state", "if err := s.dev.Flush(); false {\n\t\t\treturn st, fmt.Errorf(\"flush state",
 	}}},

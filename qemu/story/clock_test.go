@@ -8,7 +8,7 @@ import (
 	"lifeboat/qemu/testsystem"
 )
 
-// F1: a device whose clock stands anywhere takes every update, and no glitch sticks: the floor is fed by what is signed.
+// F1, row 115: a device whose clock stands anywhere takes every update, and no glitch sticks: the floor is fed by what is signed.
 // One device lives through one update with each clock.
 func TestClock(t *testing.T) {
 	t.Parallel()

@@ -19,7 +19,7 @@ import (
 	"lifeboat/status"
 )
 
-// Threat I2: forty parameters on one command line that elsewhere get round verification. What is booted from where, and what is
+// Threat I2, row 116: forty parameters on one command line that elsewhere get round verification. What is booted from where, and what is
 // said of a bundle of another signer, is as without them.
 func TestHostileCmdline(t *testing.T) {
 	t.Parallel()
