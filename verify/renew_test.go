@@ -387,6 +387,19 @@ func TestPending(t *testing.T) {
 	if s == nil || !s.UnderPending || len(s.Signers) != 1 {
 		t.Errorf("%+v", s)
 	}
+	// A CRL that only one of them knows counts under both: who is revoked is not
+	// accepted by the other.
+	both := head(2) + anchorText("a", a, "release") + anchorText("b", b, "release")
+	list := forgedCRL{by: a, revoked: []*pair{byA}}.der(t)
+	next, _, notes := parseText(t, both).Renew(list, now)
+	if len(notes) > 0 {
+		t.Fatal(notes)
+	}
+	check(t, signedBy(t, nil, byA), Rules{Keyring: now1, Pending: next, Now: now}, Revoked)
+	check(t, signedBy(t, nil, byA), Rules{Keyring: now1.WithCRLs(list), Pending: parseText(t, both), Now: now}, Revoked)
+	check(t, signedBy(t, nil, byB), Rules{Keyring: now1, Pending: next, Now: now}, 0)
+	// What the one on trial takes away is still there.
+	check(t, signedBy(t, nil, byA), Rules{Keyring: now1, Pending: parseText(t, both+revokedText(byA)), Now: now}, 0)
 	// Half a threshold under each is none.
 	c := issue(t, "c", nil, nil, ca)
 	two := func(p, q *pair) *Keyring {
