@@ -197,7 +197,18 @@ func (k *Kit) signatures() []Input {
 		}),
 		by("40", "expired", 23, year(-2, -1)),
 		notYet,
-		row("50", "one signer twice", 25, func() cms { return cms{signers: slices.Repeat([]signer{{by: release}}, 2)} }),
+		row("50", "one signer twice", 25, func() cms {
+			var sig []byte // the same, to the byte
+			again := func(m []byte) []byte {
+				if sig == nil {
+					var err error
+					sig, err = release.Key.Sign(rand.Reader, sum(crypto.SHA256, m), crypto.SHA256)
+					k.must(err)
+				}
+				return sig
+			}
+			return cms{signers: slices.Repeat([]signer{{by: release, sign: again}}, 2)}
+		}),
 		row("51", "a chain that the system's roots would accept", 22, func() cms { return chain(k.issue("example.org", k.web, nil), k.web) }),
 		keyring("keyring is empty", []byte{}),
 		keyring("keyring is garbage", bytes.Repeat([]byte{0xff, '-'}, 2000)),

@@ -54,8 +54,14 @@ func TestEpochCap(t *testing.T) {
 		lifted bool
 		code   int
 	}{
-		{2, false, 28}, {2, true, 28}, {3, false, 0}, {21, false, 0}, {22, false, 31}, {22, true, 0},
-		{math.MaxUint32, false, 31}, {math.MaxUint32, true, 0},
+		{2, false, 28},
+		{2, true, 28},
+		{3, false, 0},
+		{21, false, 0},
+		{22, false, 31},
+		{22, true, 0},
+		{math.MaxUint32, false, 31},
+		{math.MaxUint32, true, 0},
 	} {
 		for _, rescue := range []bool{false, true} {
 			v := Judge(s, Offer{Manifest: hash("x"), Version: "3", Epoch: test.epoch, Lifted: test.lifted}, rescue, available)

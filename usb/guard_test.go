@@ -186,8 +186,15 @@ func TestGuard(t *testing.T) {
 		after          string
 		all            bool
 	}{
-		{"-1", "", "1", true}, {"1", "", "1", true}, {"", "", "1", true}, {"0", "", "0", false}, {"2", "", "2", false},
-		{"1", "0", "0", false}, {"", "2", "2", false}, {"0", "1", "1", true}, {"1", "nonsense", "1", true},
+		{"-1", "", "1", true},
+		{"1", "", "1", true},
+		{"", "", "1", true},
+		{"0", "", "0", false},
+		{"2", "", "2", false},
+		{"1", "0", "0", false},
+		{"", "2", "2", false},
+		{"0", "1", "1", true},
+		{"1", "nonsense", "1", true},
 	} {
 		m := newMachine(t)
 		m.device(bus, "usb2", "09")

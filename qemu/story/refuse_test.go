@@ -32,6 +32,7 @@ func (d *staged) withOld(t *testing.T) string {
 // TestRefused gives the device one bundle of each row of the list of bad inputs, 32 at a boot on four sticks. Each is
 // refused with its code, A boots, and nothing on either slot, of the floors or of what is known of slot B has changed.
 func TestRefused(t *testing.T) {
+	t.Parallel()
 	d := needDevice(t)
 	set, err := badinputs.Load(d.Keys)
 	if err != nil {
@@ -47,9 +48,9 @@ func TestRefused(t *testing.T) {
 		}
 	}
 	const sticks, bundles = 4, 8 // at most
-	boots, most := 0, 0
+	count, refused := 0, 0
 	for boot := range slices.Chunk(some, sticks*bundles) {
-		boots++
+		count++
 		t.Run(fmt.Sprintf("%s to %s", boot[0].Row, boot[len(boot)-1].Row), func(t *testing.T) {
 			want := map[string]int{}
 			var plugged []string
@@ -83,7 +84,7 @@ func TestRefused(t *testing.T) {
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("refused (-want +got):\n%s", diff)
 			}
-			most += len(got)
+			refused += len(got)
 			if b := slot(r, "B"); b.Version != "0.9" || b.Reason != "" || r.State.Floors.Version != "0.9" || r.State.Floors.Epoch != 0 {
 				t.Errorf("state: B %+v, floors %+v", b, r.State.Floors)
 			}
@@ -95,7 +96,7 @@ func TestRefused(t *testing.T) {
 			}
 		})
 	}
-	t.Logf("figure: bad inputs: %d bundles of %d rows refused in the virtual device, in %d boots", most, len(rows)-1, boots)
+	t.Logf("figure: bad inputs: %d bundles of %d rows refused in the virtual device, in %d boots", refused, len(rows)-1, count)
 }
 
 // partitions are the bytes of both slots.
@@ -115,6 +116,7 @@ func partitions(t *testing.T, image string) map[string][]byte {
 // TestBadSticks: a stick whose root folder never ends (row 93), one with another file system under the label of ours (110)
 // and one with an older bundle keep nothing from being installed from the fourth (109).
 func TestBadSticks(t *testing.T) {
+	t.Parallel()
 	d := needDevice(t)
 	older := d.bundle(t, "older.raucb", "1.5", testsystem.Good, testsystem.Options{}, scene.BundleOptions{})
 	newer := d.bundle(t, "newer.raucb", "2.0", testsystem.Good, testsystem.Options{}, scene.BundleOptions{})

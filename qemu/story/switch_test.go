@@ -3,6 +3,7 @@ package story
 import (
 	"bytes"
 	"crypto/rand"
+	"encoding/binary"
 	"fmt"
 	"os"
 	"testing"
@@ -51,14 +52,25 @@ func TestStickChanges(t *testing.T) {
 		{"signature", start + len(raw) - 1024, evil[:512]},
 		{"another signed bundle", 0, other},
 	}
-	moments := []struct{ name, line string }{
-		{"scanned", `lifeboat: found update\.raucb version \S+ on \S+\n`},
-		{"checked", `lifeboat: installing 2\.0 to rootfs\.1 \(B\)\n`},
-		{"half installed", `lifeboat: 50 % of \d+ MiB\n`},
+	type moment struct {
+		name, line string // "": to and fro all the time
+		change
 	}
+	var moments []moment
+	for _, c := range changes {
+		moments = append(moments, moment{"scanned", `lifeboat: found update\.raucb version \S+ on \S+\n`, c})
+	}
+	for _, c := range []change{changes[3], changes[4], changes[7]} { // what is read late
+		moments = append(
+			moments,
+			moment{"checked", `lifeboat: installing 2\.0 to rootfs\.1 \(B\)\n`, c},
+			moment{"half installed", `lifeboat: 50 % of \d+ MiB\n`, c},
+		)
+	}
+	moments = append(moments, moment{change: changes[3]}, moment{change: changes[6]})
 	var vm *scene.Device
 	disk, installed, refused := "", 0, 0
-	for i := range len(changes)*len(moments) + 3 {
+	for i, c := range moments {
 		name := fmt.Sprintf("s%d", i)
 		file := d.Path(name + ".stick")
 		if err := os.WriteFile(file, good, 0o644); err != nil {
@@ -73,18 +85,15 @@ func TestStickChanges(t *testing.T) {
 		}
 		stop := func() {}
 		what := ""
-		switch n := i - len(changes)*len(moments); {
-		case n < 0:
-			c, m := changes[i%len(changes)], moments[i/len(changes)]
-			what = c.what + ", when it was " + m.name
-			vm.PlugStick(qemu.Stick{Name: name, File: file})
-			vm.Expect(scene.Patience, m.line)
-			write(t, file, c.put, c.at)
-		default: // to and fro all the time
-			c, period := changes[2+n], time.Duration(1+3*n)*time.Millisecond
+		if c.line == "" {
 			what = c.what + ", all the time"
-			stop = flicker(t, file, c.put, good[c.at:c.at+len(c.put)], c.at, period)
+			stop = flicker(t, file, c.put, good[c.at:c.at+len(c.put)], c.at)
 			vm.PlugStick(qemu.Stick{Name: name, File: file})
+		} else {
+			what = c.what + ", when it was " + c.name
+			vm.PlugStick(qemu.Stick{Name: name, File: file})
+			vm.Expect(scene.Patience, c.line)
+			write(t, file, c.put, c.at)
 		}
 		got := vm.Expect(scene.Patience, `lifeboat: (refused code=\d+ [^\n]*|installed \S+ [^\n]*)\n`)
 		stop()
@@ -149,7 +158,7 @@ func write(t *testing.T, file string, b []byte, at int) {
 }
 
 // flicker writes one thing and the other in turn until it is stopped.
-func flicker(t *testing.T, file string, a, b []byte, at int, period time.Duration) (stop func()) {
+func flicker(t *testing.T, file string, a, b []byte, at int) (stop func()) {
 	t.Helper()
 	f, err := os.OpenFile(file, os.O_WRONLY, 0)
 	if err != nil {
@@ -163,10 +172,13 @@ func flicker(t *testing.T, file string, a, b []byte, at int, period time.Duratio
 			select {
 			case <-end:
 				return
-			case <-time.After(period):
+			case <-time.After(3 * time.Millisecond):
 				f.WriteAt([][]byte{a, b}[i%2], int64(at))
 			}
 		}
 	}()
 	return func() { close(end); <-ended }
 }
+
+// cmsSize is the length of the CMS at the end of a bundle.
+func cmsSize(b []byte) int { return int(binary.BigEndian.Uint64(b[len(b)-8:])) }
