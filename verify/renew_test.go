@@ -474,6 +474,8 @@ func TestRenew(t *testing.T) {
 		{"CRL of an issuer that comes later", base, [][]byte{forgedCRL{by: middle}.der(t), signText(t, text(2, ofA, "[intermediate.m]\n", certLine(middle)), a)}, 2, nil},
 		{"signed by a key that a CRL revoked", base, [][]byte{forgedCRL{by: rootA, revoked: []*pair{a}}.der(t), signText(t, text(2, ofA), a)}, 1, []Code{Revoked}},
 		{"revoked after it signed", base, [][]byte{signText(t, text(2, ofA), a), forgedCRL{by: rootA, revoked: []*pair{a}}.der(t)}, 2, nil},
+		{"seven wrong ones", base, append(slices.Repeat([][]byte{signText(t, text(2, ofC), c)}, 7), signText(t, text(2, ofA), a)), 2, slices.Repeat([]Code{Untrusted}, 7)},
+		{"eight wrong ones", base, append(slices.Repeat([][]byte{signText(t, text(2, ofC), c)}, 8), signText(t, text(2, ofA), a)), 1, append(slices.Repeat([]Code{Untrusted}, 8), Policy)},
 		{"PEM cannot be renewed", keyringOf(release, rootA), [][]byte{signText(t, text(1, ofA), a)}, 0, []Code{Policy}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
