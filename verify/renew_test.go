@@ -625,3 +625,38 @@ func must[T any](v T, err error) T {
 	}
 	return v
 }
+
+// TestTrustMutations changes every byte of a trust file. What is taken of it is
+// what was signed.
+func TestTrustMutations(t *testing.T) {
+	k, trust := renewalSeeds(t)
+	whole, _, _ := k.Renew(trust, now)
+	accepted := 0
+	for i := range trust {
+		bad := bytes.Clone(trust)
+		bad[i] ^= 1 << (i % 8)
+		next, blob, notes := k.Renew(bad, now)
+		if next.Version == whole.Version && len(next.crls) == len(whole.crls) {
+			accepted++
+		} else if len(notes) == 0 {
+			t.Fatalf("byte %d: something is left out and nothing said", i)
+		}
+		for n, der := range next.lineage {
+			if string(must(ReadCMS(der)).content) != string(must(ReadCMS(whole.lineage[n])).content) {
+				t.Fatalf("byte %d: another keyring", i)
+			}
+		}
+		for _, c := range next.crls {
+			if !bytes.Equal(c.tbs, whole.crls[0].tbs) {
+				t.Fatalf("byte %d: another CRL", i)
+			}
+		}
+		if _, same, notes := k.Renew(blob, now); !bytes.Equal(blob, same) || len(notes) > 0 {
+			t.Fatalf("byte %d: kept: %v", i, notes)
+		}
+	}
+	t.Logf("%d of %d mutations taken, all with what was signed", accepted, len(trust))
+	if accepted > 8 {
+		t.Errorf("%d mutations taken: too much has no meaning", accepted)
+	}
+}
