@@ -19,16 +19,11 @@ const (
 type effort struct {
 	checks int
 	issued map[[2]*x509.Certificate]bool // child, parent: the signature is right
-	crls   map[crlKey]*crl               // the newest of an issuer; nil: none
-}
-
-type crlKey struct {
-	keyring *Keyring
-	issuer  *x509.Certificate
+	crls   map[*x509.Certificate]*crl    // the newest of an issuer; nil: none
 }
 
 func newEffort() *effort {
-	return &effort{issued: map[[2]*x509.Certificate]bool{}, crls: map[crlKey]*crl{}}
+	return &effort{issued: map[[2]*x509.Certificate]bool{}, crls: map[*x509.Certificate]*crl{}}
 }
 
 // search looks for a chain from a signer to an anchor.
@@ -211,10 +206,9 @@ func (s *search) checkRevocation(chain []*x509.Certificate) (warnings []string, 
 	}
 	for i, c := range chain[:len(chain)-1] {
 		issuer := chain[i+1]
-		key := crlKey{r.Keyring, issuer}
-		list, known := s.crls[key]
+		list, known := s.crls[issuer]
 		if !known {
-			for _, l := range r.Keyring.crls {
+			for _, l := range r.crls {
 				switch err := l.signedBy(issuer, r.allowed()); {
 				case err == nil && (list == nil || l.newer(list)):
 					list = l
@@ -222,7 +216,7 @@ func (s *search) checkRevocation(chain []*x509.Certificate) (warnings []string, 
 					warnings = append(warnings, "ignored: "+err.Text)
 				}
 			}
-			s.crls[key] = list
+			s.crls[issuer] = list
 		}
 		switch {
 		case list == nil && r.RequireCRL:

@@ -405,7 +405,8 @@ func checkUnsigned(b []byte) error {
 type Rules struct {
 	Keyring *Keyring
 	// Pending is a keyring that is on trial: what it accepts is accepted as
-	// well. May be nil.
+	// well. May be nil. The CRLs of both count under both, because their
+	// issuers speak in them and not the keyring.
 	Pending *Keyring
 	// Role that the anchors must have, and whose threshold counts; "" is
 	// "release".
@@ -429,6 +430,8 @@ type Rules struct {
 	// stop a device that runs. Roles and thresholds count. What any keyring
 	// accepts from which Keyring and Pending were renewed is accepted.
 	AtBoot bool
+
+	crls []*crl
 }
 
 func (r Rules) role() string { return cmp.Or(r.Role, "release") }
@@ -572,6 +575,10 @@ func (s *examined) counted() bool { return s.under[0].chain != nil || s.under[1]
 
 func (c *CMS) examine(r Rules) []examined {
 	work := newEffort()
+	r.crls = r.Keyring.crls
+	if r.Pending != nil {
+		r.crls = slices.Concat(r.crls, r.Pending.crls)
+	}
 	list := make([]examined, len(c.signers))
 	for i, shown := range c.Signers() {
 		s := &list[i]

@@ -129,6 +129,46 @@ func TestMalformed(t *testing.T) {
 	}
 }
 
+// TestMalformedIsQuick (11): whatever stands in 64 KiB is refused in no time.
+func TestMalformedIsQuick(t *testing.T) {
+	random := mathrand.New(mathrand.NewPCG(1, 2))
+	noise := make([]byte, MaxCMS)
+	for i := range noise {
+		noise[i] = byte(random.Uint32())
+	}
+	deep, broad := []byte{}, bytes.Repeat([]byte{tagNull, 0}, MaxCMS/2-8)
+	for len(deep) < MaxCMS-8 {
+		deep = append([]byte{tagSequence, 0x80}, deep...)
+	}
+	nested := []byte{}
+	for range maxDepth - 1 {
+		nested = tlv(tagSequence, nested, bytes.Repeat([]byte{tagSet, 0}, 900))
+	}
+	inside := func(b []byte) []byte {
+		return tlv(tagSequence, tlv(tagOID, []byte(oidSignedData)), tlv(tagContext0, tlv(tagSequence, b)))
+	}
+	for name, der := range map[string][]byte{
+		"noise": noise, "noise in a sequence": tlv(tagSequence, noise[:MaxCMS-4]), "indefinite lengths": deep, "values": tlv(tagSequence, broad),
+		"values in a CMS": inside(broad[:MaxCMS-64]), "nested values": inside(nested), "one long number": inside(tlv(tagInteger, noise[:MaxCMS-64])),
+		"one long identifier": inside(tlv(tagOID, bytes.Repeat([]byte{0x81}, MaxCMS-64))), "zeros": make([]byte, MaxCMS), "ones": bytes.Repeat([]byte{0xff}, MaxCMS),
+	} {
+		if len(der) > MaxCMS {
+			t.Fatalf("%s: %d bytes", name, len(der))
+		}
+		quickest := time.Hour
+		for range 5 {
+			start := time.Now()
+			if _, err := ReadCMS(der); CodeOf(err) != Malformed {
+				t.Errorf("%s: %v", name, err)
+			}
+			quickest = min(quickest, time.Since(start))
+		}
+		if quickest > 100*time.Millisecond {
+			t.Errorf("%s: refused after %s", name, quickest)
+		}
+	}
+}
+
 // TestStrippedAttributes (16): signed attributes presented as the content, under
 // the signature that was made over them.
 func TestStrippedAttributes(t *testing.T) {

@@ -61,7 +61,7 @@ func (k *Keyring) has(anchor int, role string) bool {
 	if k.Roles == nil {
 		return role == "release"
 	}
-	return slices.Contains(k.Roles[anchor], role)
+	return anchor < len(k.Roles) && slices.Contains(k.Roles[anchor], role)
 }
 
 // Threshold is how many keys must have signed what a role signs.

@@ -4,11 +4,13 @@
 //
 // Start with [ParseKeyring] and [ReadCMS], then call [CMS.Verify] with [Rules].
 // Nothing that ReadCMS returns is trusted before Verify returned without an
-// error. Every refusal is a [*Refusal] and carries a [Code].
+// error. Every refusal is a [*Refusal] and carries a [Code]. [Keyring.Renew]
+// takes newer keyrings and CRLs from anywhere; [Sign], [AddSigner] and their
+// like make what is verified here, on a PC.
 //
 // What differs from the CMS of OpenSSL, on purpose: strict DER only, signed
-// attributes are mandatory and from a short list, exactly one signer, weak
-// algorithms do not exist, system roots are never used, a CA's certificate
+// attributes are mandatory and from a short list, signers are counted by keys up
+// to a threshold and those that are unknown do no harm, weak algorithms do not exist, system roots are never used, a CA's certificate
 // signs no bundles, and the dates of anchors are ignored.
 package verify
 

@@ -13,6 +13,7 @@ const (
 	maxTrust      = 1 << 20 // bytes of what Renew gives back
 	maxTrustInput = 4 << 20
 	maxRenewals   = 64 // keyrings in one input
+	maxForgeries  = 8  // of these whose signatures are wrong; the others are not even tried
 )
 
 // Renew returns the keyring that k becomes by what is in data: DER values one
@@ -95,8 +96,9 @@ func (k *Keyring) clone() *Keyring {
 // renewal is a keyring that is being renewed.
 type renewal struct {
 	*Keyring
-	floor time.Time
-	notes []*Refusal
+	floor     time.Time
+	notes     []*Refusal
+	forgeries int
 }
 
 // renewed is one value of a trust file: a CRL or a keyring.
@@ -195,12 +197,16 @@ func (r *renewal) takeKeyring(item renewed) (outcome, error) {
 	if err := next.reachable("keyring"); err != nil {
 		return leftOut, Refuse(Policy, "keyring version %d: %w", next.Version, err)
 	}
+	if r.forgeries >= maxForgeries {
+		return leftOut, Refuse(Policy, "keyring version %d: more than %d before it were not signed", next.Version, maxForgeries)
+	}
 	for _, by := range []struct {
 		who string
 		*Keyring
 	}{{"the one before", r.Keyring}, {"itself", next}} {
 		rules := Rules{Keyring: by.Keyring, Role: "keyring", Purpose: "any", Now: r.floor}
 		if _, err := item.cms.Verify(rules, nil); err != nil {
+			r.forgeries++
 			return leftOut, Refuse(CodeOf(err), "keyring version %d, by %s: %w", next.Version, by.who, err)
 		}
 	}

@@ -387,6 +387,19 @@ func TestPending(t *testing.T) {
 	if s == nil || !s.UnderPending || len(s.Signers) != 1 {
 		t.Errorf("%+v", s)
 	}
+	// A CRL that only one of them knows counts under both: who is revoked is not
+	// accepted by the other.
+	both := head(2) + anchorText("a", a, "release") + anchorText("b", b, "release")
+	list := forgedCRL{by: a, revoked: []*pair{byA}}.der(t)
+	next, _, notes := parseText(t, both).Renew(list, now)
+	if len(notes) > 0 {
+		t.Fatal(notes)
+	}
+	check(t, signedBy(t, nil, byA), Rules{Keyring: now1, Pending: next, Now: now}, Revoked)
+	check(t, signedBy(t, nil, byA), Rules{Keyring: now1.WithCRLs(list), Pending: parseText(t, both), Now: now}, Revoked)
+	check(t, signedBy(t, nil, byB), Rules{Keyring: now1, Pending: next, Now: now}, 0)
+	// What the one on trial takes away is still there.
+	check(t, signedBy(t, nil, byA), Rules{Keyring: now1, Pending: parseText(t, both+revokedText(byA)), Now: now}, 0)
 	// Half a threshold under each is none.
 	c := issue(t, "c", nil, nil, ca)
 	two := func(p, q *pair) *Keyring {
@@ -461,6 +474,8 @@ func TestRenew(t *testing.T) {
 		{"CRL of an issuer that comes later", base, [][]byte{forgedCRL{by: middle}.der(t), signText(t, text(2, ofA, "[intermediate.m]\n", certLine(middle)), a)}, 2, nil},
 		{"signed by a key that a CRL revoked", base, [][]byte{forgedCRL{by: rootA, revoked: []*pair{a}}.der(t), signText(t, text(2, ofA), a)}, 1, []Code{Revoked}},
 		{"revoked after it signed", base, [][]byte{signText(t, text(2, ofA), a), forgedCRL{by: rootA, revoked: []*pair{a}}.der(t)}, 2, nil},
+		{"seven wrong ones", base, append(slices.Repeat([][]byte{signText(t, text(2, ofC), c)}, 7), signText(t, text(2, ofA), a)), 2, slices.Repeat([]Code{Untrusted}, 7)},
+		{"eight wrong ones", base, append(slices.Repeat([][]byte{signText(t, text(2, ofC), c)}, 8), signText(t, text(2, ofA), a)), 1, append(slices.Repeat([]Code{Untrusted}, 8), Policy)},
 		{"PEM cannot be renewed", keyringOf(release, rootA), [][]byte{signText(t, text(1, ofA), a)}, 0, []Code{Policy}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -609,4 +624,39 @@ func must[T any](v T, err error) T {
 		panic(err)
 	}
 	return v
+}
+
+// TestTrustMutations changes every byte of a trust file. What is taken of it is
+// what was signed.
+func TestTrustMutations(t *testing.T) {
+	k, trust := renewalSeeds(t)
+	whole, _, _ := k.Renew(trust, now)
+	accepted := 0
+	for i := range trust {
+		bad := bytes.Clone(trust)
+		bad[i] ^= 1 << (i % 8)
+		next, blob, notes := k.Renew(bad, now)
+		if next.Version == whole.Version && len(next.crls) == len(whole.crls) {
+			accepted++
+		} else if len(notes) == 0 {
+			t.Fatalf("byte %d: something is left out and nothing said", i)
+		}
+		for n, der := range next.lineage {
+			if string(must(ReadCMS(der)).content) != string(must(ReadCMS(whole.lineage[n])).content) {
+				t.Fatalf("byte %d: another keyring", i)
+			}
+		}
+		for _, c := range next.crls {
+			if !bytes.Equal(c.tbs, whole.crls[0].tbs) {
+				t.Fatalf("byte %d: another CRL", i)
+			}
+		}
+		if _, same, notes := k.Renew(blob, now); !bytes.Equal(blob, same) || len(notes) > 0 {
+			t.Fatalf("byte %d: kept: %v", i, notes)
+		}
+	}
+	t.Logf("%d of %d mutations taken, all with what was signed", accepted, len(trust))
+	if accepted > 8 {
+		t.Errorf("%d mutations taken: too much has no meaning", accepted)
+	}
 }
