@@ -213,11 +213,8 @@ func (w *worker) trustFile(v volume, name string, n *news) error {
 	if _, err := f.ReadAt(b, 0); err != nil && err != io.EOF {
 		return w.refuse(name, verify.Refuse(verify.IO, "read %s: %w", name, err))
 	}
-	for _, note := range n.add(b) {
-		if err := w.refuse(name, note); err != nil {
-			return err
-		}
-		break // the first says enough
+	if notes := n.add(b); len(notes) > 0 {
+		return w.refuse(name, notes[0]) // the first says enough
 	}
 	return nil
 }

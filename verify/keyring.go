@@ -235,16 +235,21 @@ func readKeyringText(data []byte) (*Keyring, error) {
 }
 
 // reachable refuses a role whose threshold cannot be met: it needs as many keys
-// of anchors that are not revoked and whose kind is allowed.
+// of anchors that are not revoked and whose kind is allowed. One anchor alone is
+// enough, being the CA above all signers; RAUC knows no other way.
 func (k *Keyring) reachable(role string) *Refusal {
 	keys := make(map[[32]byte]bool)
+	named := 0
 	for i, c := range k.Anchors {
+		if k.has(i, role) {
+			named++
+		}
 		if k.has(i, role) && !slices.Contains(k.Revoked, SPKI(c)) && checkKey(c.PublicKey) == nil &&
 			(k.allowed == 0 || k.allowed&familyOfKey(c.PublicKey) != 0) {
 			keys[SPKI(c)] = true
 		}
 	}
-	if len(keys) < k.Threshold(role) {
+	if len(keys) < k.Threshold(role) && !(len(keys) == 1 && named == 1) {
 		return Refuse(Policy, "role %s: %d usable anchors, the threshold is %d", role, len(keys), k.Threshold(role))
 	}
 	return nil
@@ -281,9 +286,9 @@ func (k *Keyring) readAnchor(g *group) error {
 	if partial != "true" && (!selfIssued(c) || !keyIDsMatch(c, c)) {
 		return Refuse(Malformed, "[%s]: its certificate is not self-issued; partial=true trusts it all the same", g.name)
 	}
-	roles := g.list("roles")
+	roles := append(g.list("roles"), g.list("role")...)
 	for i, r := range roles {
-		if !isRole(r) || slices.Contains(roles[:i], r) {
+		if !isRole(r) && r != "tsa" && r != "offer" || slices.Contains(roles[:i], r) {
 			return g.wrong("roles")
 		}
 	}
@@ -301,6 +306,7 @@ const (
 	RoleKeyring = "keyring"
 )
 
+// isRole leaves out tsa and offer, which are reserved: an anchor may have them, and nothing is judged by them yet.
 func isRole(s string) bool { return s == RoleRelease || s == RoleDev || s == RoleKeyring }
 
 func isName(s string) bool {
