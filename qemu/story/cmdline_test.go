@@ -60,7 +60,7 @@ func TestHostileCmdline(t *testing.T) {
 // Who plays with the keys in rescue gets no prompt, and the device goes on as if nobody had.
 func TestKeys(t *testing.T) {
 	t.Parallel()
-	d := needDevice(t)
+	d := special(t, patient)
 	stick := d.update(t, "2.0", testsystem.Good, testsystem.Options{}, scene.BundleOptions{})
 	m := d.Machine(d.disk(t, "keys"))
 	m.Append += " lifeboat.rescue"

@@ -17,7 +17,7 @@ import (
 // gets the signed image bit by bit, or the bundle is refused and nothing of it is booted.
 func TestStickChanges(t *testing.T) {
 	t.Parallel()
-	d := needDevice(t)
+	d := special(t, patient)
 	filler := d.Path("filler") // so that an install takes a while
 	noise := make([]byte, 6<<20)
 	rand.Read(noise)
