@@ -30,7 +30,7 @@ func TestHostileCmdline(t *testing.T) {
 	}
 	words := strings.ReplaceAll(strings.TrimSpace(string(raw)), "\n", " ")
 	stick := d.update(t, "2.0", testsystem.Good, testsystem.Options{}, scene.BundleOptions{Signer: "develop"})
-	boot := func(name, more string) (status.Booted, []status.Refused) {
+	boot := func(t *testing.T, name, more string) (status.Booted, []status.Refused) {
 		m := d.Machine(d.disk(t, name), stick)
 		m.Append += more
 		vm := scene.Start(t, m)
@@ -47,8 +47,11 @@ func TestHostileCmdline(t *testing.T) {
 		vm.Cut()
 		return r.Booted, r.Refused
 	}
-	booted, refused := boot("plain", "")
-	hostileBooted, hostileRefused := boot("hostile", " "+words)
+	var booted, hostileBooted status.Booted
+	var refused, hostileRefused []status.Refused
+	// One after the other: a test has its place for a device until it ends.
+	t.Run("plain", func(t *testing.T) { booted, refused = boot(t, "plain", "") })
+	t.Run("hostile", func(t *testing.T) { hostileBooted, hostileRefused = boot(t, "hostile", " "+words) })
 	if diff := cmp.Diff(booted, hostileBooted); diff != "" {
 		t.Errorf("booted (-plain +hostile):\n%s", diff)
 	}
@@ -60,7 +63,7 @@ func TestHostileCmdline(t *testing.T) {
 // Who plays with the keys in rescue gets no prompt, and the device goes on as if nobody had.
 func TestKeys(t *testing.T) {
 	t.Parallel()
-	d := needDevice(t)
+	d := special(t, patient)
 	stick := d.update(t, "2.0", testsystem.Good, testsystem.Options{}, scene.BundleOptions{})
 	m := d.Machine(d.disk(t, "keys"))
 	m.Append += " lifeboat.rescue"
