@@ -34,6 +34,8 @@ type Options struct {
 	Flavour string            // of the kernel: "generic" (default: it has USB) or "cloud"
 	Config  map[string]string // "section key" to value, added to or replacing those of the configuration
 	RSA     int               // bits of RSA keys, 0: EC P-256
+	Keys    string            // folder of keys that is used; default: one is made
+	Keyring string            // file of the built-in keyring; default: release.keyring.pem of Keys
 }
 
 // Scene is a folder with what was staged. Its methods may be called by several goroutines at once; names of files are
@@ -44,6 +46,7 @@ type Scene struct {
 	Keys   string // folder that `lifeboat keys init` made
 	Bin    string // folder of bin/init, bin/bootcount, bin/lifeboat
 	Conf   string // system.conf
+	Ring   string // file of the built-in keyring
 	Initrd string
 }
 
@@ -67,6 +70,10 @@ func New(dir string, o Options) (*Scene, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
+	if o.Keys != "" {
+		s.Keys = o.Keys
+	}
+	s.Ring = o.Keyring
 	if err := keys.Init(s.Keys, keys.Options{RSA: o.RSA}); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
@@ -91,14 +98,21 @@ func (s *Scene) MakeInitrd(out string, more ...string) error {
 		return err
 	}
 	_, err = image.Initramfs(context.Background(), image.InitramfsOptions{
-		Config: s.Conf, Keyring: s.Key("release.keyring.pem"), Init: filepath.Join(s.Bin, "init"), Kernel: s.Kernel.Root,
+		Config: s.Conf, Keyring: s.ring(), Init: filepath.Join(s.Bin, "init"), Kernel: s.Kernel.Root,
 		Build: keyring.NewestNotBefore(), Spec: strings.Join(append([]string{image.DefaultSpec}, more...), "\n"),
 	}, out)
 	return err
 }
 
+func (s *Scene) ring() string {
+	if s.Ring != "" {
+		return s.Ring
+	}
+	return s.Key("release.keyring.pem")
+}
+
 func (s *Scene) keyring() (*verify.Keyring, error) {
-	pem, err := os.ReadFile(s.Key("release.keyring.pem"))
+	pem, err := os.ReadFile(s.ring())
 	if err != nil {
 		return nil, err
 	}
@@ -201,9 +215,11 @@ type BundleOptions struct {
 	Format      string // default: verity
 	Rauc        bool   // by Debian's rauc instead of ours
 	Compression string // of the payload: gzip, xz, zstd (default), lz4
+	Keys        string // folder of the signer's keys; default: the scene's
 	Signer      string // name of certificate and key in Keys, default "release"
 	Bring       string // name of an intermediate certificate that the bundle brings, for example "develop-ca"
 	Epoch       int
+	Meta        string // a further line of [meta.lifeboat]; Epoch must not be 0
 	ImageName   string // file name in the bundle, default "rootfs.img"
 }
 
@@ -224,7 +240,7 @@ func (s *Scene) Bundle(name, imageFile string, o BundleOptions) (string, error) 
 	defer os.RemoveAll(in)
 	manifest := fmt.Sprintf("[update]\ncompatible=%s\nversion=%s\n\n[bundle]\nformat=%s\n\n[image.rootfs]\nfilename=%s\n", o.Compatible, o.Version, o.Format, o.ImageName)
 	if o.Epoch > 0 {
-		manifest += fmt.Sprintf("\n[meta.lifeboat]\nsecurity-epoch=%d\n", o.Epoch)
+		manifest += fmt.Sprintf("\n[meta.lifeboat]\nsecurity-epoch=%d\n%s\n", o.Epoch, o.Meta)
 	}
 	if err := os.WriteFile(filepath.Join(in, "manifest.raucm"), []byte(manifest), 0o644); err != nil {
 		return "", err
@@ -236,7 +252,10 @@ func (s *Scene) Bundle(name, imageFile string, o BundleOptions) (string, error) 
 	if err := os.Remove(out); err != nil && !os.IsNotExist(err) {
 		return "", err
 	}
-	cert, key := s.Key(o.Signer+".cert.pem"), s.Key(o.Signer+".key.pem")
+	if o.Keys == "" {
+		o.Keys = s.Keys
+	}
+	cert, key := filepath.Join(o.Keys, o.Signer+".cert.pem"), filepath.Join(o.Keys, o.Signer+".key.pem")
 	if o.Rauc {
 		args := []string{"--cert", cert, "--key", key}
 		if o.Bring != "" {
