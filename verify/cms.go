@@ -134,14 +134,17 @@ func ReadCMS(der []byte) (*CMS, error) {
 		return nil, Refuse(Malformed, "CMS: version of SignedData is not 1 or 3")
 	}
 	for signers.more() {
-		if len(c.signers) == maxSigners {
-			return nil, Refuse(Policy, "CMS: more than %d signers", maxSigners)
-		}
 		s, err := readSigner(signers.take(tagSequence))
 		if err := errors.Join(signers.err, err); err != nil {
 			return nil, malformed("SignerInfo", err)
 		}
-		c.signers = append(c.signers, s)
+		more, err := cosigners(s)
+		if err != nil {
+			return nil, malformed("cosigner", err)
+		}
+		if c.signers = append(append(c.signers, s), more...); len(c.signers) > maxSigners {
+			return nil, Refuse(Policy, "CMS: more than %d signers", maxSigners)
+		}
 	}
 	if err := signers.end(); err != nil {
 		return nil, malformed("SignerInfos", err)
@@ -188,6 +191,33 @@ func readSigner(v value) (signerInfo, error) {
 		return s, errors.New("version does not fit its identifier")
 	}
 	return s, nil
+}
+
+// cosigners reads the signers that stand in an unsigned attribute of another
+// one, each as good as if it stood beside it: RAUC 1.8 takes a CMS with one
+// signer only. Other attributes are checkUnsigned's to judge.
+func cosigners(s signerInfo) (more []signerInfo, err error) {
+	for list := (cursor{rest: s.unsigned}); list.more(); {
+		attr := cursor{rest: list.take(tagSequence).body, err: list.err}
+		if kind := attr.take(tagOID); attr.err != nil || string(kind.body) != oidCosigners {
+			continue
+		}
+		set := attr.take(tagSet)
+		if err := errors.Join(attr.end(), checkSetOf(set.body)); err != nil || more != nil || len(set.body) == 0 {
+			return nil, errors.Join(errors.New("not one set of signers"), err)
+		}
+		for values := (cursor{rest: set.body}); values.more(); {
+			m, err := readSigner(values.take(tagSequence))
+			if err := errors.Join(values.err, err); err != nil {
+				return nil, err
+			}
+			if len(more) == maxSigners || bytes.Contains(m.unsigned, []byte(oidCosigners)) {
+				return nil, errors.New("too many signers")
+			}
+			more = append(more, m)
+		}
+	}
+	return more, nil
 }
 
 // checkSetOf demands the order of DER (X.690, section 11.6), so that the bytes
@@ -387,16 +417,17 @@ func parseAttributes(full []byte) (attributes, error) {
 	return a, nil
 }
 
-// checkUnsigned allows one attribute, an RFC 3161 time stamp token, which is
-// not looked at.
+// checkUnsigned allows an RFC 3161 time stamp token, which is not looked at, and
+// further signers, each once.
 func checkUnsigned(b []byte) error {
-	if b == nil {
-		return nil
-	}
-	list := cursor{rest: b}
-	attr := cursor{rest: list.take(tagSequence).body, err: list.err}
-	if kind := attr.take(tagOID); string(kind.body) != oidTimeStampToken || list.end() != nil {
-		return Refuse(Policy, "unsigned attributes other than a time stamp")
+	last := ""
+	for list := (cursor{rest: b}); list.more(); {
+		attr := cursor{rest: list.take(tagSequence).body, err: list.err}
+		kind := string(attr.take(tagOID).body)
+		if attr.err != nil || kind != oidTimeStampToken && kind != oidCosigners || kind == last {
+			return Refuse(Policy, "unsigned attributes other than a time stamp and further signers")
+		}
+		last = kind
 	}
 	return nil
 }

@@ -23,8 +23,9 @@ func Sign(content []byte, detached bool, key crypto.Signer, cert *x509.Certifica
 	return sign(nil, content, detached, key, cert, intermediates, at)
 }
 
-// AddSigner returns cms with a further signer. Its content and what other
-// signers signed stay byte for byte. content is nil when the CMS has it, else
+// AddSigner returns cms with a further signer, in an unsigned attribute of the
+// first, so that RAUC 1.8, which takes one signer only, sees that one and still
+// takes it. Its content and what other signers signed stay byte for byte. content is nil when the CMS has it, else
 // what the others signed. One who signed already is refused.
 func AddSigner(cms, content []byte, key crypto.Signer, cert *x509.Certificate, intermediates []*x509.Certificate, at time.Time) ([]byte, error) {
 	if cms == nil {
@@ -148,9 +149,41 @@ func Assemble(cms, content []byte, detached bool, cert *x509.Certificate, interm
 	for _, c := range intermediates {
 		d.certs = append(d.certs, c.Raw)
 	}
-	d.signers = append(d.signers, tlv(tagSequence,
-		[]byte{tagInteger, 1, 1}, tlv(tagSequence, sidOf(cert)), m.digestAlg, attrs, m.sigAlg, tlv(tagOctetString, signature)))
+	info := tlv(tagSequence, []byte{tagInteger, 1, 1}, tlv(tagSequence, sidOf(cert)), m.digestAlg, attrs, m.sigAlg, tlv(tagOctetString, signature))
+	if len(d.signers) == 0 {
+		d.signers = [][]byte{info}
+	} else {
+		d.signers[0] = cosign(d.signers[0], info)
+	}
 	return d.encode()
+}
+
+// cosign puts a SignerInfo into the unsigned attributes of another one.
+func cosign(first, info []byte) []byte {
+	whole := cursor{rest: first}
+	in := cursor{rest: whole.any().body}
+	infos := [][]byte{info}
+	var parts, unsigned [][]byte
+	for in.more() {
+		v := in.any()
+		if v.tag != tagContext1 {
+			parts = append(parts, v.full)
+			continue
+		}
+		for list := (cursor{rest: v.body}); list.more(); {
+			full := list.any()
+			attr := cursor{rest: full.body}
+			if string(attr.any().body) != oidCosigners {
+				unsigned = append(unsigned, full.full)
+				continue
+			}
+			for values := (cursor{rest: attr.any().body}); values.more(); {
+				infos = append(infos, values.any().full)
+			}
+		}
+	}
+	unsigned = append(unsigned, tlv(tagSequence, tlv(tagOID, []byte(oidCosigners)), setOf(tagSet, infos)))
+	return tlv(tagSequence, append(parts, setOf(tagContext1, unsigned))...)
 }
 
 // AddCRLs returns cms with CRLs (DER) beside its certificates, where a device

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -74,12 +75,28 @@ func TestAddSigner(t *testing.T) {
 			}
 			if der != nil {
 				old, added := takeApart(der), takeApart(next)
-				if !bytes.Equal(old.encap, added.encap) || len(added.signers) != len(old.signers)+1 {
+				before, after := signersOf(t, der), signersOf(t, next)
+				if !bytes.Equal(old.encap, added.encap) || len(after) != len(before)+1 || len(added.signers) != 1 {
 					t.Error("content changed, or not one signer more")
 				}
-				for _, s := range old.signers {
-					if !bytes.Contains(next, s) {
+				for _, s := range before {
+					if !slices.ContainsFunc(after, func(o signerInfo) bool { return bytes.Equal(o.attrs, s.attrs) && bytes.Equal(o.signature, s.signature) }) {
 						t.Error("a signer that was there changed")
+					}
+				}
+				// Each of them for itself is what OpenSSL takes.
+				for _, info := range infosIn(added.signers[0]) {
+					if s, err := readSigner(info); err != nil || s.algorithm.oid == oidEd25519 {
+						continue
+					}
+					alone := added
+					alone.signers = [][]byte{info.full}
+					cms, err := alone.encode()
+					if err != nil {
+						t.Fatal(err)
+					}
+					if err := opensslVerify(t, cms, detached, root); err != nil {
+						t.Error(err)
 					}
 				}
 				if len(added.certs) != len(old.certs)+1 {
@@ -118,6 +135,77 @@ func TestAddSigner(t *testing.T) {
 	}
 	if _, err := AddSigner([]byte{0x30, 0}, content, other.key, other.cert, nil, now); err == nil {
 		t.Error("added to garbage")
+	}
+}
+
+// infosIn returns the further signers in a SignerInfo.
+func infosIn(first []byte) (list []value) {
+	whole := cursor{rest: first}
+	for in := (cursor{rest: whole.any().body}); in.more(); {
+		if v := in.any(); v.tag == tagContext1 {
+			attrs := cursor{rest: v.body}
+			attr := cursor{rest: attrs.any().body}
+			attr.any()
+			for values := (cursor{rest: attr.any().body}); values.more(); {
+				list = append(list, values.any())
+			}
+		}
+	}
+	return list
+}
+
+func signersOf(t *testing.T, der []byte) []signerInfo {
+	t.Helper()
+	c, err := ReadCMS(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.signers
+}
+
+// TestCosigners: signers in an unsigned attribute count like others, and what is wrong with the attribute is refused.
+func TestCosigners(t *testing.T) {
+	root := issue(t, "root", nil, nil, ca)
+	a, b, c := issue(t, "a", root, nil, nil), issue(t, "b", root, nil, nil), issue(t, "c", root, nil, nil)
+	k := parseText(t, head(1)+anchorText("r", root, "release")+"[role.release]\nthreshold=2\n")
+	rules := Rules{Keyring: k, Now: now}
+	infos := func(by ...*pair) (list [][]byte) {
+		for _, p := range by {
+			list = append(list, takeApart(forge{signers: []forgedSigner{{by: p}}}.der(t, content)).signers[0])
+		}
+		return list
+	}
+	first := func(unsigned ...[]byte) []byte {
+		var raw []byte
+		for _, u := range unsigned {
+			raw = append(raw, u...)
+		}
+		f := forge{signers: []forgedSigner{{by: a, unsigned: raw}}}
+		for _, p := range []*pair{a, b, c} {
+			f.certs = append(f.certs, p.cert.Raw)
+		}
+		return f.der(t, content)
+	}
+	with := func(values ...[]byte) []byte { return tlv(tagSequence, tlv(tagOID, []byte(oidCosigners)), setOf(tagSet, values)) }
+	nested := takeApart(first(with(infos(b)...))).signers[0]
+	for _, test := range []struct {
+		name string
+		der  []byte
+		want Code
+	}{
+		{"one", first(with(infos(b)...)), 0},
+		{"two", first(with(infos(b, c)...)), 0},
+		{"the first once more", first(with(infos(a)...)), Threshold},
+		{"one twice", first(with(append(infos(b), infos(b)...)...)), Threshold},
+		{"the attribute twice", first(with(infos(b)...), with(infos(c)...)), Malformed},
+		{"none", first(with()), Malformed},
+		{"one that has its own", first(with(nested)), Malformed},
+		{"no signer", first(with(tlv(tagSequence))), Malformed},
+		{"eight more", first(with(infos(b, c, b, c, b, c, b, c)...)), Policy},
+		{"beside another attribute", first(with(infos(b)...), attribute("\x2a\x03", tlv(tagNull))), Threshold},
+		{"beside a time stamp", first(with(infos(b)...), attribute(oidTimeStampToken, tlv(tagNull))), 0},
+	} {
+		t.Run(test.name, func(t *testing.T) { check(t, test.der, rules, test.want) })
 	}
 }
 

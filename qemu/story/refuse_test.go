@@ -48,7 +48,7 @@ func TestRefused(t *testing.T) {
 		}
 	}
 	const sticks, bundles = 4, 8 // at most
-	count, refused := 0, 0
+	count, refused, peak := 0, 0, int64(0)
 	for boot := range slices.Chunk(some, sticks*bundles) {
 		count++
 		t.Run(fmt.Sprintf("%s to %s", boot[0].Row, boot[len(boot)-1].Row), func(t *testing.T) {
@@ -85,6 +85,9 @@ func TestRefused(t *testing.T) {
 				t.Errorf("refused (-want +got):\n%s", diff)
 			}
 			refused += len(got)
+			for _, w := range r.Workers {
+				peak = max(peak, w.MaxRSSKiB)
+			}
 			if b := slot(r, "B"); b.Version != "0.9" || b.Reason != "" || r.State.Floors.Version != "0.9" || r.State.Floors.Epoch != 0 {
 				t.Errorf("state: B %+v, floors %+v", b, r.State.Floors)
 			}
@@ -96,7 +99,11 @@ func TestRefused(t *testing.T) {
 			}
 		})
 	}
-	t.Logf("figure: bad inputs: %d bundles of %d rows refused in the virtual device, in %d boots", refused, len(rows)-1, count)
+	t.Logf("figure: bad inputs: %d bundles of %d rows refused in the virtual device, in %d boots; the largest worker took %.1f MiB",
+		refused, len(rows)-1, count, float64(peak)/1024)
+	if peak > 24<<10 {
+		t.Errorf("a worker took %d KiB, more than 24 MiB", peak)
+	}
 }
 
 // partitions are the bytes of both slots.
