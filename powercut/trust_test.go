@@ -313,3 +313,64 @@ func TestTrustLimits(t *testing.T) {
 	b, _ = l.boot(far)
 	l.runs(b, "2.3")
 }
+
+// TestStateForged is I1: whatever stands where the record and the trust files were, a bundle of somebody else is refused,
+// and what runs is a system that was signed.
+func TestStateForged(t *testing.T) {
+	k := newKit(t, nil)
+	next := renewable(k)
+	d, disk := one(k)
+	l := &life{k, d, disk}
+	v2 := k.keyring(2, next.ReleaseAnchor)
+	k.knows(d, v2)
+	k.signer = next.Release
+	b, _ := l.boot(v2, k.bundle("2", 0, Healthy))
+	l.runs(b, "2")
+	good := l.disk
+	k.signer = keys.Pair{Cert: k.keys.Develop.Cert, Key: k.keys.Develop.Key}
+	forged := k.bundle("9", 0, Healthy)
+	var mine boot.Hash
+	for m, sys := range k.systems {
+		if sys.Version == "9" {
+			mine = m
+		}
+	}
+	state := d.Part("state")
+	last := state.Len - boot.RecordSize
+	random := make([]byte, 6<<20)
+	if _, err := rand.Read(random); err != nil {
+		t.Fatal(err)
+	}
+	for where, areas := range map[string][][2]int64{
+		"first copy": {{0, boot.RecordSize}}, "last copy": {{last, boot.RecordSize}}, "both copies": {{0, boot.RecordSize}, {last, boot.RecordSize}},
+		"trust files": {{1 << 20, 6 << 20}}, "all": {{0, boot.RecordSize}, {last, boot.RecordSize}, {1 << 20, 6 << 20}},
+	} {
+		for what, fill := range map[string]func(b []byte){
+			"zeros": func(b []byte) { clear(b) }, "ones": func(b []byte) { copy(b, bytes.Repeat([]byte{0xff}, len(b))) },
+			"random": func(b []byte) { copy(b, random) }, "half": func(b []byte) { clear(b[len(b)/2:]); b[100] ^= 1 },
+		} {
+			t.Run(where+", "+what, func(t *testing.T) {
+				l := &life{k, d, good.Clone()}
+				for _, a := range areas {
+					b := make([]byte, a[1])
+					if _, err := l.disk.ReadAt(b, state.Off+a[0]); err != nil {
+						t.Fatal(err)
+					}
+					fill(b)
+					if _, err := l.disk.WriteAt(b, state.Off+a[0]); err != nil {
+						t.Fatal(err)
+					}
+				}
+				d.Stick = k.stick(forged)
+				r := crash.Record(l.disk)
+				b, err := d.Boot(r, status.None, Observer{})
+				k.must(err)
+				l.disk = r.Image()
+				l.refused(b, 22, "9.raucb")
+				if m, _ := d.sealed(l.disk, b.Slot); b.Rescue || m == mine || m == (boot.Hash{}) {
+					t.Errorf("rescue %v, manifest %v:\n%s", b.Rescue, m, strings.Join(b.Lines, "\n"))
+				}
+			})
+		}
+	}
+}
