@@ -494,8 +494,8 @@ type Signed struct {
 //
 // The number of keys whose signature is right and leads to an anchor of the role
 // has to reach the keyring's threshold. Other signers are not counted and do no
-// harm, but for one that stands there twice. Where there is one signer and one
-// is enough, its own refusal is returned, else [Threshold].
+// harm, but for one that stands there twice. Where one is enough and all are refused with one code,
+// it is that one, else [Threshold].
 func (c *CMS) Verify(r Rules, digest func(crypto.Hash) ([]byte, error)) (*Signed, error) {
 	signed, err := c.verify(r, digest)
 	if err == nil || !r.AtBoot || r.Keyring == nil {
@@ -719,7 +719,8 @@ func (k *Keyring) count(list []examined, under int, role string) (*Signed, error
 		}
 		return s, nil
 	}
-	if len(list) == 1 && need == 1 {
+	other := func(err error) bool { return CodeOf(err) != CodeOf(reasons[0]) }
+	if need == 1 && !slices.ContainsFunc(reasons, other) {
 		return nil, reasons[0]
 	}
 	text := fmt.Sprintf("%d of %d signers count, %d needed", len(keys), len(list), need)

@@ -312,7 +312,8 @@ func TestThreshold(t *testing.T) {
 		{"50 1 of 3: copied", one, cms(of(k[0]), 1), Threshold, 0},
 		{"1 of 3: unknown alone", one, cms(of(unknown), 0), Untrusted, 0},
 		{"1 of 3: ended alone", one, cms(of(ended), 0), Expired, 0},
-		{"1 of 3: two unknown", one, cms(of(unknown, dev), 0), Threshold, 0},
+		{"1 of 3: two unknown", one, cms(of(unknown, dev), 0), Untrusted, 0},
+		{"1 of 3: one unknown, one ended", one, cms(of(unknown, ended), 0), Threshold, 0},
 		{"eight signers", one, cms(of(append(strangers, k[0])...), 0), 0, 1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
