@@ -186,7 +186,9 @@ func TestCosigners(t *testing.T) {
 		}
 		return f.der(t, content)
 	}
-	with := func(values ...[]byte) []byte { return tlv(tagSequence, tlv(tagOID, []byte(oidCosigners)), setOf(tagSet, values)) }
+	with := func(values ...[]byte) []byte {
+		return tlv(tagSequence, tlv(tagOID, []byte(oidCosigners)), setOf(tagSet, values))
+	}
 	nested := takeApart(first(with(infos(b)...))).signers[0]
 	for _, test := range []struct {
 		name string
