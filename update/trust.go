@@ -174,7 +174,7 @@ func (d *Device) keepTrust(ctx context.Context) {
 	}
 	found := d.Trust.Stored
 	d.Trust.Stored = nil
-	if d.Trust.Stored, _ = d.judge(ctx, found); d.Trust.Stored != nil {
+	if d.Trust.Stored, _ = d.judge(ctx, found); d.Trust.Stored != nil && !d.facts.ReadOnly {
 		if file, err := d.Store.SaveTrust(d.Trust.Stored, boot.Trust{}); err == nil {
 			d.state = boot.Trusted(d.state, file, 0, d.Policy)
 		}
