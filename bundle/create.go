@@ -219,8 +219,8 @@ func (m *maker) addKeyring() error {
 	if m.o.Keyring == nil {
 		return nil
 	}
-	if n := len(m.o.Keyring); n > MaxKeyring {
-		return verify.Refuse(verify.Policy, "keyrings of %d bytes, more than %d", n, MaxKeyring)
+	if n := len(m.o.Keyring); n > verify.MaxTrust {
+		return verify.Refuse(verify.Policy, "keyrings of %d bytes, more than %d", n, verify.MaxTrust)
 	}
 	path := filepath.Join(m.tmp, keyringName)
 	if slices.ContainsFunc(m.names, func(name string) bool { return filepath.Base(name) == keyringName }) {

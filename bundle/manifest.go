@@ -27,9 +27,6 @@ const (
 	maxSerials   = 256 // of at most 64 bytes each
 )
 
-// MaxKeyring is the most bytes of the file that keyring= names.
-const MaxKeyring = 1 << 20
-
 // The bundle formats as the manifest and the configuration name them.
 const (
 	FormatPlain  = "plain"
@@ -365,7 +362,7 @@ func (m *Manifest) readMeta(g *keyGroup) error {
 			}
 		case "keyring-size":
 			hasSize = true
-			m.KeyringSize, err = decimal(e, MaxKeyring)
+			m.KeyringSize, err = decimal(e, verify.MaxTrust)
 		default:
 			err = m.readRoot(g, e)
 		}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/rand"
 	"crypto/x509"
-	"encoding/base64"
 	"fmt"
 	"math/big"
 	"os"
@@ -30,19 +29,25 @@ func renewable(k *kit) (next *keys.Set) {
 	k.t.Helper()
 	next, err := newKeys()
 	k.must(err)
-	k.pem = []byte(keyringText(1, k.keys.ReleaseAnchor, k.keys.DevelopAnchor))
+	k.pem = k.keyringText(1, k.keys.ReleaseAnchor)
 	return next
 }
 
-func keyringText(version int, release, keyring *x509.Certificate) string {
-	b64 := base64.StdEncoding.EncodeToString
-	return fmt.Sprintf("[keyring]\nversion=%d\n[anchor.release]\nroles=release\ncert=%s\n[anchor.keyring]\nroles=keyring\ncert=%s\n", version, b64(release.Raw), b64(keyring.Raw))
+func (k *kit) keyringText(version int, release *x509.Certificate) []byte {
+	k.t.Helper()
+	draft := keys.Draft{Version: uint32(version), Anchors: []keys.Anchor{
+		{Name: "release", Roles: []string{verify.RoleRelease}, Cert: release},
+		{Name: "keyring", Roles: []string{verify.RoleKeyring}, Cert: k.keys.DevelopAnchor},
+	}}
+	text, err := draft.Text()
+	k.must(err)
+	return text
 }
 
 // keyring writes the signed keyring of that version with that release anchor.
 func (k *kit) keyring(version int, release *x509.Certificate) string {
 	k.t.Helper()
-	der, err := verify.Sign([]byte(keyringText(version, release, k.keys.DevelopAnchor)), false, k.keys.Develop.Key, k.keys.Develop.Cert, nil, k.now)
+	der, err := verify.Sign(k.keyringText(version, release), false, k.keys.Develop.Key, k.keys.Develop.Cert, nil, k.now)
 	k.must(err)
 	return k.write(fmt.Sprintf("v%d.keyring", version), der)
 }

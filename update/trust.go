@@ -35,6 +35,9 @@ func TrustOf(c *config.Config, keyring []byte, built int64) Trust {
 	}
 }
 
+// What Renew gives back can be stored.
+var _ [boot.MaxTrust - verify.MaxTrust]struct{}
+
 // news is what is known of the device's keyring, and what a source adds to it.
 type news struct {
 	floor time.Time
@@ -77,19 +80,6 @@ func (n *news) rules(t *Trust) verify.Rules {
 		r.Pending = n.next
 	}
 	return r
-}
-
-// gather takes in what a bundle that was accepted brings along. What is older or wrong in it is no reason to refuse the
-// bundle.
-func (n *news) gather(cms []byte, keyring []byte) {
-	if c, err := verify.ReadCMS(cms); err == nil {
-		for _, list := range c.CRLs() {
-			n.add(list)
-		}
-	}
-	if len(keyring) > 0 {
-		n.add(keyring)
-	}
 }
 
 // sendNews answers with the trust file to be stored, if there is something new in it.

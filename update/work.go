@@ -122,32 +122,45 @@ const (
 // Folders in which bundles and trust files are looked for.
 var folders = []string{"/", "/updates"}
 
-// volume is a file system on a source.
+// volume is a file system on a source, and the files of its folders: what is hidden and folders are left out.
 type volume struct {
 	disk.Partition
 	*fat.FS
+	names []string
+}
+
+// list reads the folders, each once. Its error is that of the root; another folder may be missing.
+func (v *volume) list() (err error) {
+	for _, dir := range folders {
+		entries, e := v.ReadDir(dir)
+		if e != nil {
+			if dir == "/" {
+				err = verify.Refuse(verify.IO, "%w", e)
+			}
+			continue
+		}
+		for _, e := range entries {
+			// macOS puts an AppleDouble file beside every file on a stick.
+			if !e.Dir && !strings.HasPrefix(e.Name, "._") {
+				v.names = append(v.names, strings.TrimPrefix(path.Join(dir, e.Name), "/"))
+			}
+		}
+	}
+	return err
 }
 
 // files calls f for the files of the source that have one of the endings, most at most.
 func (w *worker) files(volumes []volume, most int, endings []string, f func(v volume, name string) error) error {
 	for _, v := range volumes {
-		for _, dir := range folders {
-			entries, err := v.ReadDir(dir)
-			if err != nil {
+		for _, name := range v.names {
+			if !slices.Contains(endings, strings.ToLower(path.Ext(name))) {
 				continue
 			}
-			for _, e := range entries {
-				// macOS puts an AppleDouble file beside every file on a stick.
-				if e.Dir || strings.HasPrefix(e.Name, "._") || !slices.Contains(endings, strings.ToLower(path.Ext(e.Name))) {
-					continue
-				}
-				name := strings.TrimPrefix(path.Join(dir, e.Name), "/")
-				if most--; most < 0 {
-					return w.refuse(name, verify.Refuse(verify.Policy, "more files of its kind on one stick than are looked at"))
-				}
-				if err := f(v, name); err != nil {
-					return err
-				}
+			if most--; most < 0 {
+				return w.refuse(name, verify.Refuse(verify.Policy, "more files of its kind on one stick than are looked at"))
+			}
+			if err := f(v, name); err != nil {
+				return err
 			}
 		}
 	}
@@ -179,10 +192,11 @@ func (w *worker) scan(ctx context.Context) error {
 		if err != nil {
 			continue // another kind of file system: not ours to judge
 		}
-		if _, err := fs.ReadDir("/"); err != nil {
-			w.refuse("/", verify.Refuse(verify.IO, "%w", err))
+		v := volume{Partition: p, FS: fs}
+		if err := v.list(); err != nil {
+			w.refuse("/", err)
 		}
-		volumes = append(volumes, volume{p, fs})
+		volumes = append(volumes, v)
 	}
 	err = w.files(volumes, maxTrustFiles, []string{".keyring", ".crl"}, func(v volume, name string) error {
 		return w.trustFile(v, name, n)
@@ -233,25 +247,23 @@ func (w *worker) offer(ctx context.Context, v volume, name string, n *news) erro
 	if err == nil {
 		keyring, err = b.Keyring()
 	}
+	var cms *verify.CMS
+	if err == nil {
+		cms, err = verify.ReadCMS(b.CMS)
+	}
 	if err != nil {
 		return w.refuse(name, err)
 	}
 	f := Found{Offset: v.Start, Size: v.Size, Path: name}
-	f.Offer = boot.Offer{Manifest: b.Manifest.Hash(), Version: b.Manifest.Version, Epoch: b.Manifest.Epoch, Lifted: w.lifts(b, n)}
-	n.gather(b.CMS, keyring)
-	return w.send(frameFound, f.encode())
-}
-
-// lifts reports whether a bundle is signed by those who may change the keyring: then its epoch may rise by any number.
-func (w *worker) lifts(b *bundle.Bundle, n *news) bool {
-	r := n.rules(&w.job.Trust)
-	r.Role = verify.RoleKeyring
-	cms, err := verify.ReadCMS(b.CMS)
-	if err != nil || b.Plain() {
-		return false
+	f.Offer = boot.Offer{
+		Manifest: b.Manifest.Hash(), Version: b.Manifest.Version, Epoch: b.Manifest.Epoch, Lifted: cms.RenewsKeyring(n.rules(&w.job.Trust)),
 	}
-	_, err = cms.Verify(r, nil)
-	return err == nil
+	// What is older or wrong in what it brings along is no reason to refuse the bundle.
+	for _, list := range cms.CRLs() {
+		n.add(list)
+	}
+	n.add(keyring)
+	return w.send(frameFound, f.encode())
 }
 
 // openIn opens a bundle and refuses what could not be installed anyway, before anything is touched.

@@ -59,7 +59,7 @@ type Keyring struct {
 // has reports whether an anchor, by its number, has a role.
 func (k *Keyring) has(anchor int, role string) bool {
 	if k.Roles == nil {
-		return role == "release"
+		return role == RoleRelease
 	}
 	return anchor < len(k.Roles) && slices.Contains(k.Roles[anchor], role)
 }
@@ -226,8 +226,8 @@ func readKeyringText(data []byte) (*Keyring, error) {
 	if len(k.Anchors) > maxAnchors || len(k.Intermediates) > maxAnchors {
 		return nil, Refuse(Policy, "more than %d anchors or intermediates", maxAnchors)
 	}
-	for _, role := range []string{"release", "dev", "keyring"} {
-		if err := k.reachable(role); err != nil && (role == "release" || k.Thresholds[role] > 0) {
+	for _, role := range []string{RoleRelease, RoleDev, RoleKeyring} {
+		if err := k.reachable(role); err != nil && (role == RoleRelease || k.Thresholds[role] > 0) {
 			return nil, err
 		}
 	}

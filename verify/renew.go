@@ -10,7 +10,8 @@ import (
 )
 
 const (
-	maxTrust      = 1 << 20 // bytes of what Renew gives back
+	// MaxTrust is the most bytes of a trust file that is kept, or rides in a bundle.
+	MaxTrust      = 1 << 20
 	maxTrustInput = 4 << 20
 	maxRenewals   = 64 // keyrings in one input
 	maxForgeries  = 8  // of these whose signatures are wrong; the others are not even tried
@@ -194,7 +195,7 @@ func (r *renewal) takeKeyring(item renewed) (outcome, error) {
 		}
 	}
 	next.lineage, next.prev = append(slices.Clone(r.lineage), item.der), r.Keyring
-	if err := next.reachable("keyring"); err != nil {
+	if err := next.reachable(RoleKeyring); err != nil {
 		return leftOut, Refuse(Policy, "keyring version %d: %w", next.Version, err)
 	}
 	if r.forgeries >= maxForgeries {
@@ -204,14 +205,14 @@ func (r *renewal) takeKeyring(item renewed) (outcome, error) {
 		who string
 		*Keyring
 	}{{"the one before", r.Keyring}, {"itself", next}} {
-		rules := Rules{Keyring: by.Keyring, Role: "keyring", Purpose: "any", Now: r.floor}
+		rules := Rules{Keyring: by.Keyring, Role: RoleKeyring, Purpose: "any", Now: r.floor}
 		if _, err := item.cms.Verify(rules, nil); err != nil {
 			r.forgeries++
 			return leftOut, Refuse(CodeOf(err), "keyring version %d, by %s: %w", next.Version, by.who, err)
 		}
 	}
-	if len(next.blob()) > maxTrust {
-		return leftOut, Refuse(Policy, "keyring version %d: more than %d bytes would have to be kept", next.Version, maxTrust)
+	if len(next.blob()) > MaxTrust {
+		return leftOut, Refuse(Policy, "keyring version %d: more than %d bytes would have to be kept", next.Version, MaxTrust)
 	}
 	r.Keyring = next
 	return taken, nil
@@ -268,9 +269,9 @@ func (r *renewal) takeCRL(c *crl, keep bool) (outcome, error) {
 		r.crls = slices.Clone(old)
 		r.crls[same] = c
 	}
-	if keep && len(r.blob()) > maxTrust {
+	if keep && len(r.blob()) > MaxTrust {
 		r.crls = old
-		return leftOut, Refuse(Policy, "CRL of %s: more than %d bytes would have to be kept", c.issuerName, maxTrust)
+		return leftOut, Refuse(Policy, "CRL of %s: more than %d bytes would have to be kept", c.issuerName, MaxTrust)
 	}
 	return taken, nil
 }

@@ -596,7 +596,7 @@ func FuzzRenew(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		next, blob, notes := k.Renew(data, now)
-		if len(blob) > maxTrust || len(notes) > 2*maxRenewals || next.Version < k.Version || next.Version > known.Version {
+		if len(blob) > MaxTrust || len(notes) > 2*maxRenewals || next.Version < k.Version || next.Version > known.Version {
 			t.Fatalf("%d bytes, %d notes, version %d", len(blob), len(notes), next.Version)
 		}
 		for _, n := range notes {

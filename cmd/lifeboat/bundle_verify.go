@@ -269,10 +269,7 @@ func (j *judge) check(ctx context.Context, f *disk.File, o bundle.Options, known
 		r.ok("serial", "%s", j.serial)
 	}
 	if known.floors != nil {
-		above := o.Rules
-		above.Role = "keyring"
-		_, lifted := cms.Verify(above, nil)
-		offer := boot.Offer{Version: m.Version, Epoch: m.Epoch, Lifted: lifted == nil}
+		offer := boot.Offer{Version: m.Version, Epoch: m.Epoch, Lifted: cms.RenewsKeyring(o.Rules)}
 		if v := boot.Judge(boot.State{Floors: *known.floors}, offer, true, boot.Policy{}); !v.Take {
 			return refuse("epoch", verify.Refuse(verify.Code(v.Code), "%s", v.Why))
 		}

@@ -13,7 +13,6 @@ import (
 	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
 
-	"lifeboat/bundle"
 	"lifeboat/verify"
 	"lifeboat/verify/keys"
 )
@@ -223,8 +222,8 @@ func joinTrust(names []string) ([]byte, error) {
 		}
 		all = append(all, b...)
 	}
-	if len(all) > bundle.MaxKeyring {
-		return nil, verify.Refuse(verify.Policy, "trust file of %d bytes, more than %d", len(all), bundle.MaxKeyring)
+	if len(all) > verify.MaxTrust {
+		return nil, verify.Refuse(verify.Policy, "trust file of %d bytes, more than %d", len(all), verify.MaxTrust)
 	}
 	return all, nil
 }

@@ -114,7 +114,7 @@ func isText(b []byte) bool { return len(b) < 2 || b[0] != 0x30 || b[1] < 0x80 }
 func viewKeyring(k *verify.Keyring) keyringView {
 	v := keyringView{Kind: "keyring", Version: k.Version, Created: stamp(k.Created), Thresholds: k.Thresholds, Algorithms: k.Algorithms()}
 	for i, c := range k.Anchors {
-		roles := []string{"release"}
+		roles := []string{verify.RoleRelease}
 		if k.Roles != nil {
 			roles = k.Roles[i]
 		}
@@ -146,7 +146,7 @@ func (v keyringView) print(cmd *cobra.Command) {
 	for _, a := range v.Anchors {
 		line("anchor", "%s, %s, sha256 %s", a.Subject, strings.Join(a.Roles, " and "), a.SPKI)
 	}
-	for _, role := range []string{"release", "dev", "keyring"} {
+	for _, role := range []string{verify.RoleRelease, verify.RoleDev, verify.RoleKeyring} {
 		if n := v.Thresholds[role]; n > 0 {
 			line("threshold", "%s: %d signers", role, n)
 		}

@@ -45,7 +45,7 @@ func (t *trust) rules() (verify.Rules, error) {
 	default:
 		return r, usagef("--purpose %q is none of codesign, smimesign, any", t.purpose)
 	}
-	if r.Role = t.role; r.Role != "release" && r.Role != "dev" {
+	if r.Role = t.role; r.Role != verify.RoleRelease && r.Role != verify.RoleDev {
 		return r, usagef("--role %q is neither release nor dev", t.role)
 	}
 	var err error

@@ -73,7 +73,10 @@ func New(dir string, o Options) (*Scene, error) {
 	if o.Keys != "" {
 		s.Keys = o.Keys
 	}
-	s.Ring = o.Keyring
+	s.Ring = s.Key("release.keyring.pem")
+	if o.Keyring != "" {
+		s.Ring = o.Keyring
+	}
 	if err := keys.Init(s.Keys, keys.Options{RSA: o.RSA}); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
@@ -86,7 +89,7 @@ func New(dir string, o Options) (*Scene, error) {
 // At is the scene that was staged in dir. root is that of the source tree.
 func At(dir, root string, kernel qemu.Kernel) *Scene {
 	return &Scene{
-		Dir: dir, Kernel: kernel, Keys: filepath.Join(dir, "keys"), Bin: filepath.Join(root, "bin"),
+		Dir: dir, Kernel: kernel, Keys: filepath.Join(dir, "keys"), Ring: filepath.Join(dir, "keys", "release.keyring.pem"), Bin: filepath.Join(root, "bin"),
 		Conf: filepath.Join(dir, "system.conf"), Initrd: filepath.Join(dir, "initramfs"),
 	}
 }
@@ -98,21 +101,14 @@ func (s *Scene) MakeInitrd(out string, more ...string) error {
 		return err
 	}
 	_, err = image.Initramfs(context.Background(), image.InitramfsOptions{
-		Config: s.Conf, Keyring: s.ring(), Init: filepath.Join(s.Bin, "init"), Kernel: s.Kernel.Root,
+		Config: s.Conf, Keyring: s.Ring, Init: filepath.Join(s.Bin, "init"), Kernel: s.Kernel.Root,
 		Build: keyring.NewestNotBefore(), Spec: strings.Join(append([]string{image.DefaultSpec}, more...), "\n"),
 	}, out)
 	return err
 }
 
-func (s *Scene) ring() string {
-	if s.Ring != "" {
-		return s.Ring
-	}
-	return s.Key("release.keyring.pem")
-}
-
 func (s *Scene) keyring() (*verify.Keyring, error) {
-	pem, err := os.ReadFile(s.ring())
+	pem, err := os.ReadFile(s.Ring)
 	if err != nil {
 		return nil, err
 	}

@@ -1,9 +1,6 @@
 package story
 
 import (
-	"crypto/x509"
-	"encoding/base64"
-	"encoding/pem"
 	"fmt"
 	"os"
 	"os/exec"
@@ -37,24 +34,9 @@ func (p pki) run(args ...string) {
 // develop's anchor of the device's own folder; signed by develop unless it is version 1.
 func (p pki) keyring(version int, release string) string {
 	p.t.Helper()
-	anchor := func(dir, name string) string {
-		raw, err := os.ReadFile(filepath.Join(dir, name+".keyring.pem"))
-		if err != nil {
-			p.t.Fatal(err)
-		}
-		block, _ := pem.Decode(raw)
-		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
-			p.t.Fatal(err)
-		}
-		return base64.StdEncoding.EncodeToString(block.Bytes)
-	}
 	text := filepath.Join(p.dir, fmt.Sprintf("v%d.txt", version))
-	own := filepath.Join(p.dir, "own")
-	err := os.WriteFile(text, fmt.Appendf(nil, "[keyring]\nversion=%d\n[anchor.release]\nroles=release\ncert=%s\n[anchor.keyring]\nroles=keyring\ncert=%s\n",
-		version, anchor(filepath.Join(p.dir, release), "release"), anchor(own, "develop")), 0o644)
-	if err != nil {
-		p.t.Fatal(err)
-	}
+	p.run("keys", "keyring", "create", "--version", fmt.Sprint(version), "--anchor", "release="+release+"/release.keyring.pem:release",
+		"--anchor", "keyring=own/develop.keyring.pem:keyring", text)
 	if version == 1 {
 		return text
 	}
