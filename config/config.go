@@ -47,8 +47,11 @@ type Config struct {
 	ConfirmedAttempts int    // boots of a confirmed slot without "good" before it counts as failed, 1..255
 	TrialDeadline     time.Duration
 
-	USB         USB
-	RescueRetry time.Duration // first pause of the rescue before it tries a slot again
+	PowerLossFree bool // count=failures: a try of a trial that ended without evidence against the system is given back
+
+	USB      USB
+	Watchdog Watchdog
+	Rescue   Rescue
 
 	Raw      []byte   // the file as it was read
 	Warnings []string // each with its line
@@ -58,7 +61,29 @@ type Config struct {
 type USB struct {
 	// Settle is the longest time that early boot waits for USB buses to say what is plugged in. It waits less when they
 	// have.
-	Settle time.Duration
+	Settle  time.Duration
+	Policy  string        // "newer", "different", "rescue-only" or "off": which bundles of a stick are taken by themselves
+	Files   []string      // path patterns of bundles on a stick, relative to its root, in the form of path.Match; nil: *.raucb in / and /updates
+	Require string        // a stick without that file brings nothing; "" for none
+	Replug  time.Duration // how long an install waits for its stick to come back; 0: not at all
+	LED     string        // name below /sys/class/leds, "" for none
+}
+
+// Watchdog is what [watchdog] says.
+type Watchdog struct {
+	Timeout      time.Duration // whole seconds; 0: none is used
+	Pretimeout   time.Duration // before Timeout, 0: none
+	Device       string        // "/dev/watchdogN", "": the first that the kernel has
+	Softdog      bool          // load softdog where the kernel has none
+	StopsAtClose bool          // take one too that stops when /init hands over (no nowayout, no magic close)
+}
+
+// Rescue is what [rescue] says.
+type Rescue struct {
+	Retry  time.Duration // first pause before it tries a slot again
+	Repair bool          // a damaged slot is copied from one of the same version
+	GPIO   string        // "gpiochip0:17" or "gpiochip0:17:low": held at boot it asks for rescue; "" for none
+	Key    int           // code of a key (linux/input-event-codes.h) that held at boot asks for rescue; 0 for none
 }
 
 // Slot is one [slot.CLASS.INDEX].
@@ -70,6 +95,7 @@ type Slot struct {
 	Type        string // RAUC's slot type, "raw" by default
 	Bootname    string // "" if the slot isn't booted itself
 	Parent      string // Name of the slot that this one goes with, or ""
+	Mount       string // where early boot mounts a slot with a parent, below the new root; "": it does not
 	Description string
 	ReadOnly    bool
 }
@@ -124,8 +150,8 @@ func Parse(raw []byte) (*Config, error) {
 		Fallback:            "available",
 		ConfirmedAttempts:   8,
 		TrialDeadline:       10 * time.Minute,
-		USB:                 USB{Settle: 5 * time.Second},
-		RescueRetry:         120 * time.Second,
+		USB:                 USB{Settle: 5 * time.Second, Policy: "newer", Replug: 30 * time.Second},
+		Rescue:              Rescue{Retry: 120 * time.Second},
 		Raw:                 slices.Clone(raw),
 	}
 	lines := map[string]int{} // of slots, for errors about several of them
@@ -165,6 +191,9 @@ func Parse(raw []byte) (*Config, error) {
 	if err := c.checkSlots(lines); err != nil {
 		return nil, err
 	}
+	if c.Watchdog.Timeout > 0 && c.Watchdog.Pretimeout >= c.Watchdog.Timeout {
+		return nil, errors.New("[watchdog] pretimeout= is not below timeout=")
+	}
 	return c, nil
 }
 
@@ -186,9 +215,11 @@ func (c *Config) setter(name string) func(entry) error {
 	case "staging":
 		return one("device", func(v string) error { return device(&c.StagingDevice, v) })
 	case "usb":
-		return one("settle", func(v string) error { return duration(&c.USB.Settle, v, 0, time.Minute) })
+		return c.usb
+	case "watchdog":
+		return c.watchdog
 	case "rescue":
-		return one("retry", func(v string) error { return duration(&c.RescueRetry, v, time.Second, time.Hour) })
+		return c.rescue
 	case "fallback":
 		return c.fallback
 	}
@@ -282,8 +313,138 @@ func (c *Config) fallback(e entry) error {
 		return number(&c.ConfirmedAttempts, e.value, 1, math.MaxUint8)
 	case "trial-deadline":
 		return duration(&c.TrialDeadline, e.value, 10*time.Second, 24*time.Hour)
+	case "count":
+		var count string
+		err := choice(&count, e.value, "all", "failures")
+		c.PowerLossFree = count == "failures"
+		return err
 	}
 	return errUnknownKey
+}
+
+func (c *Config) usb(e entry) error {
+	switch u := &c.USB; e.key {
+	case "settle":
+		return duration(&u.Settle, e.value, 0, time.Minute)
+	case "policy":
+		return choice(&u.Policy, e.value, "newer", "different", "rescue-only", "off")
+	case "files":
+		return patterns(&u.Files, e.value)
+	case "require":
+		return inside(&u.Require, e.value)
+	case "replug":
+		return duration(&u.Replug, e.value, 0, time.Hour)
+	case "led":
+		return sysName(&u.LED, e.value)
+	}
+	return errUnknownKey
+}
+
+func (c *Config) watchdog(e entry) error {
+	switch w := &c.Watchdog; e.key {
+	case "timeout":
+		if e.value == "0" || e.value == "off" {
+			w.Timeout = 0
+			return nil
+		}
+		return wholeSeconds(&w.Timeout, e.value, 5*time.Second)
+	case "pretimeout":
+		return wholeSeconds(&w.Pretimeout, e.value, 0)
+	case "device":
+		if n, ok := strings.CutPrefix(e.value, "/dev/watchdog"); !ok || n != "" && !digits(n) {
+			return fmt.Errorf("%q is not /dev/watchdogN", clip(e.value))
+		}
+		w.Device = e.value
+		return nil
+	case "softdog":
+		return boolean(&w.Softdog, e.value)
+	case "stops-at-close":
+		var v string
+		err := choice(&v, e.value, "refuse", "allow")
+		w.StopsAtClose = v == "allow"
+		return err
+	}
+	return errUnknownKey
+}
+
+func (c *Config) rescue(e entry) error {
+	switch r := &c.Rescue; e.key {
+	case "retry":
+		return duration(&r.Retry, e.value, time.Second, time.Hour)
+	case "repair":
+		return boolean(&r.Repair, e.value)
+	case "gpio":
+		chip, rest, _ := strings.Cut(e.value, ":")
+		line, low, hasLow := strings.Cut(rest, ":")
+		if !isName(chip) || !strings.HasPrefix(chip, "gpiochip") || !digits(line) || hasLow && low != "low" {
+			return fmt.Errorf("%q is not like gpiochip0:17 or gpiochip0:17:low", clip(e.value))
+		}
+		r.GPIO = e.value
+		return nil
+	case "key":
+		return number(&r.Key, e.value, 1, 0x2ff)
+	}
+	return errUnknownKey
+}
+
+// maxPatterns is how many patterns files= may have.
+const maxPatterns = 8
+
+// patterns takes path patterns with ";" between them, as in "*.raucb;updates/*.raucb".
+func patterns(to *[]string, v string) error {
+	list := strings.Split(strings.TrimSuffix(v, ";"), ";")
+	if len(list) > maxPatterns {
+		return fmt.Errorf("%d patterns, at most %d are taken", len(list), maxPatterns)
+	}
+	for _, p := range list {
+		var clean string
+		if err := inside(&clean, p); err != nil {
+			return err
+		}
+		if _, err := path.Match(p, ""); err != nil {
+			return fmt.Errorf("%q is not a pattern", clip(p))
+		}
+	}
+	*to = list
+	return nil
+}
+
+// inside takes the path of a file on a stick, relative to its root.
+func inside(to *string, v string) error {
+	v = strings.TrimPrefix(v, "/")
+	if v == "" || len(v) > 255 || path.Clean(v) != v || strings.HasPrefix(v, "..") || strings.ContainsAny(v, "\n\r\t\\") {
+		return fmt.Errorf("%q is not the path of a file on a stick", clip(v))
+	}
+	*to = v
+	return nil
+}
+
+// sysName takes the name of a folder of sysfs.
+func sysName(to *string, v string) error {
+	if v == "" || len(v) > 63 || v[0] == '.' || strings.ContainsAny(v, "/ \n\r\t") {
+		return fmt.Errorf("%q is not the name of a device", clip(v))
+	}
+	*to = v
+	return nil
+}
+
+func wholeSeconds(to *time.Duration, v string, lowest time.Duration) error {
+	if err := duration(to, v, lowest, 10*time.Minute); err != nil {
+		return err
+	}
+	if *to%time.Second != 0 {
+		return fmt.Errorf("%q is not a whole number of seconds", clip(v))
+	}
+	return nil
+}
+
+func digits(s string) bool {
+	for _, c := range []byte(s) {
+		if c < '0' || c > '9' {
+			return false
+		}
+	}
+	return len(s) > 0 && len(s) < 4
 }
 
 // raucSection tells sections that RAUC knows and that mean nothing here.
@@ -314,6 +475,9 @@ func (c *Config) slot(name string, s section) (Slot, error) {
 	if slot.Bootname != "" && slot.Parent != "" {
 		return slot, fmt.Errorf("line %d: [%s] has both bootname= and parent=", s.line, s.name)
 	}
+	if slot.Mount != "" && slot.Parent == "" {
+		return slot, fmt.Errorf("line %d: [%s] has mount= and no parent=: what is booted is the root", s.line, s.name)
+	}
 	if slot.Bootname != "" && slot.Type != "raw" && slot.Type != "ext4" {
 		return slot, fmt.Errorf("line %d: [%s] is booted and can't be of type %s, use raw", s.line, s.name, slot.Type)
 	}
@@ -335,6 +499,8 @@ func (c *Config) slotKey(slot *Slot, e entry) error {
 		return nil
 	case "parent":
 		return text(&slot.Parent, e.value, 32)
+	case "mount":
+		return absolute(&slot.Mount, e.value)
 	case "description":
 		return text(&slot.Description, e.value, 255)
 	case "readonly":

@@ -30,7 +30,7 @@ func defaults(raw string) *Config {
 			{Name: "rootfs.1", Class: "rootfs", Index: 1, Device: "/dev/disk/by-partlabel/rootfs.1", Type: "raw", Bootname: "B"},
 		},
 		StateDevice: "PARTLABEL=state", Fallback: "available", ConfirmedAttempts: 8, TrialDeadline: 10 * time.Minute,
-		USB: USB{Settle: 5 * time.Second}, RescueRetry: 2 * time.Minute, Raw: []byte(raw),
+		USB: USB{Settle: 5 * time.Second, Policy: "newer", Replug: 30 * time.Second}, Rescue: Rescue{Retry: 2 * time.Minute}, Raw: []byte(raw),
 	}
 }
 
@@ -49,8 +49,19 @@ func TestParse(t *testing.T) {
 			c.MinVersion = "1.0"
 			c.Init, c.KeyringPath, c.CheckPurpose, c.CheckCRL, c.Role = "/lib/systemd/systemd", "/keys/k.pem", "smimesign", true, "dev"
 			c.StateDevice, c.StagingDevice = "/dev/vda1", "PARTLABEL=staging"
-			c.USB.Settle, c.RescueRetry = 1500*time.Millisecond, 90*time.Second
+			c.USB.Settle, c.Rescue.Retry = 1500*time.Millisecond, 90*time.Second
 			c.Fallback, c.ConfirmedAttempts, c.TrialDeadline = "secure", 1, 90*time.Minute
+		}},
+		{"ways in", minimal + "[usb]\npolicy=different\nfiles=*.raucb;updates/dev-?.raucb\nrequire=/unlock.txt\nreplug=0\nled=board:green:status\n" +
+			"[watchdog]\ntimeout=1min\npretimeout=10\ndevice=/dev/watchdog1\nsoftdog=true\nstops-at-close=allow\n" +
+			"[rescue]\nrepair=true\ngpio=gpiochip0:17:low\nkey=66\n[fallback]\ncount=failures\n", func(c *Config) {
+			c.USB = USB{
+				Settle: 5 * time.Second, Policy: "different", Files: []string{"*.raucb", "updates/dev-?.raucb"},
+				Require: "unlock.txt", LED: "board:green:status",
+			}
+			c.Watchdog = Watchdog{Timeout: time.Minute, Pretimeout: 10 * time.Second, Device: "/dev/watchdog1", Softdog: true, StopsAtClose: true}
+			c.Rescue = Rescue{Retry: 2 * time.Minute, Repair: true, GPIO: "gpiochip0:17:low", Key: 66}
+			c.PowerLossFree = true
 		}},
 		{"keyring beside the configuration", minimal + "[keyring]\npath=release.keyring.pem\n", func(c *Config) {
 			c.KeyringPath = "/etc/lifeboat/release.keyring.pem"
@@ -66,8 +77,8 @@ func TestParse(t *testing.T) {
 				"line 18: [keyring] use-bundle-signing-time means nothing here",
 			}
 		}},
-		{"a group", minimal + "[slot.app.10]\ndevice=/dev/vda9\nparent=rootfs.0\ntype=ext4\nreadonly=true\ndescription=a\\sb\n", func(c *Config) {
-			app := Slot{Name: "app.10", Class: "app", Index: 10, Device: "/dev/vda9", Type: "ext4", Parent: "rootfs.0", ReadOnly: true, Description: "a b"}
+		{"a group", minimal + "[slot.app.10]\ndevice=/dev/vda9\nparent=rootfs.0\nmount=/opt/app\ntype=ext4\nreadonly=true\ndescription=a\\sb\n", func(c *Config) {
+			app := Slot{Name: "app.10", Class: "app", Index: 10, Device: "/dev/vda9", Type: "ext4", Parent: "rootfs.0", Mount: "/opt/app", ReadOnly: true, Description: "a b"}
 			c.Slots = append([]Slot{app}, c.Slots...)
 		}},
 	} {
@@ -145,6 +156,19 @@ func TestParseRefuses(t *testing.T) {
 		{"parent by bootname", minimal + "[slot.a.0]\ndevice=/dev/x\nparent=A\n", "is no slot"},
 		{"own parent", minimal + "[slot.a.0]\ndevice=/dev/x\nparent=a.0\n", "has a parent itself"},
 		{"five boot slots", minimal + "[slot.a.0]\ndevice=/dev/x\nbootname=C\n[slot.a.1]\ndevice=/dev/y\nbootname=D\n[slot.a.2]\ndevice=/dev/z\nbootname=E\n", "5 slots have a bootname, at most 4 can"},
+		{"policy of a stick", "[usb]\npolicy=any\n", "is none of: newer, different, rescue-only, off"},
+		{"pattern that climbs", "[usb]\nfiles=*.raucb;../x\n", "not the path of a file on a stick"},
+		{"pattern that is none", "[usb]\nfiles=[\n", "is not a pattern"},
+		{"nine patterns", "[usb]\nfiles=a;b;c;d;e;f;g;h;i\n", "9 patterns, at most 8"},
+		{"LED elsewhere", "[usb]\nled=../x\n", "not the name of a device"},
+		{"watchdog elsewhere", "[watchdog]\ndevice=/dev/dog\n", "not /dev/watchdogN"},
+		{"watchdog of a blink", "[watchdog]\ntimeout=1\n", "is not a time from 5s"},
+		{"watchdog of half seconds", "[watchdog]\ntimeout=5500ms\n", "whole number of seconds"},
+		{"pretimeout after the end", minimal + "[watchdog]\ntimeout=10\npretimeout=10\n", "not below timeout="},
+		{"gpio", "[rescue]\ngpio=17\n", "is not like gpiochip0:17"},
+		{"key without a code", "[rescue]\nkey=F8\n", "not a number from 1 to 767"},
+		{"count", "[fallback]\ncount=none\n", "is none of: all, failures"},
+		{"mounted root", "[slot.rootfs.0]\ndevice=/dev/x\nbootname=A\nmount=/x\n", "has mount= and no parent="},
 		{"control character", system("compatible=a\x1bb"), "line 2: control character 0x1b"},
 		{"nul", system("compatible=a\x00b"), "line 2: control character"},
 		{"byte order mark", "\xef\xbb\xbf[system]\n", "line 1: starts with a byte order mark"},
@@ -179,7 +203,7 @@ func TestParseRefuses(t *testing.T) {
 
 // The example must parse as it is, and with every default written out it must still mean the same.
 func TestExample(t *testing.T) {
-	raw, err := os.ReadFile("testdata/example.conf")
+	raw, err := os.ReadFile("../docs/system.conf.example")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -203,7 +227,12 @@ func TestExample(t *testing.T) {
 	}
 	long.Slots = long.Slots[1:] // appfs.0
 	long.Slots[0].Description = ""
-	long.StagingDevice = ""
+	long.StagingDevice, long.MinVersion = "", ""
+	// What has no default stands there as an example.
+	if long.USB.Files == nil || long.USB.Require == "" || long.USB.LED == "" || long.Watchdog.Pretimeout == 0 || long.Watchdog.Device == "" || long.Rescue.GPIO == "" || long.Rescue.Key == 0 {
+		t.Errorf("keys behind # are not all there: %+v", long)
+	}
+	long.USB.Files, long.USB.Require, long.USB.LED, long.Watchdog, long.Rescue.GPIO, long.Rescue.Key = nil, "", "", Watchdog{}, "", 0
 	long.Raw = short.Raw
 	if diff := cmp.Diff(short, long); diff != "" {
 		t.Errorf("defaults in the example differ from the real ones:\n%s", diff)
@@ -227,7 +256,7 @@ func TestSlotByName(t *testing.T) {
 }
 
 func FuzzConfig(f *testing.F) {
-	example, err := os.ReadFile("testdata/example.conf")
+	example, err := os.ReadFile("../docs/system.conf.example")
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -243,7 +272,7 @@ func FuzzConfig(f *testing.F) {
 		if n := len(c.BootSlots()); n < 2 || n > MaxBootSlots {
 			t.Errorf("%d boot slots", n)
 		}
-		if c.BootAttempts < 1 || c.BootAttempts > 9 || len(c.BundleFormats) == 0 || c.RescueRetry <= 0 || c.TrialDeadline <= 0 {
+		if c.BootAttempts < 1 || c.BootAttempts > 9 || len(c.BundleFormats) == 0 || c.Rescue.Retry <= 0 || c.TrialDeadline <= 0 {
 			t.Errorf("out of bounds: %+v", c)
 		}
 		for _, s := range c.Slots {

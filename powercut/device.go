@@ -158,7 +158,7 @@ func (d *Device) Boot(on disk.Device, end status.Reason, o Observer) (*Boot, err
 		Name:     func(slot string) string { return status.SlotName(slot, d.policy.Bootname(slot)) },
 		Bootname: d.policy.Bootname,
 		Say:      func(line string) { b.Lines = append(b.Lines, line) },
-		Report:   &b.Report, RescueRetry: d.Config.RescueRetry,
+		Report:   &b.Report, RescueRetry: d.Config.Rescue.Retry,
 	}
 	for _, s := range d.policy.Slots {
 		if n := d.parts[s].Len; u.Room == 0 || n < u.Room {

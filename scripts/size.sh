@@ -14,7 +14,7 @@ stat -c '%9s %n' bin/init bin/bootcount bin/lifeboat bin/linux-arm64/init bin/li
 bin/lifeboat keys init --out "$dir/keys" >/dev/null
 limit /init bin/init 5000000
 for kernel in cloud generic; do
-	bin/lifeboat initramfs build --config config/testdata/example.conf --keyring "$dir/keys/release.keyring.pem" \
+	bin/lifeboat initramfs build --config docs/system.conf.example --keyring "$dir/keys/release.keyring.pem" \
 		--kernel build/kernel/$kernel --out "$dir/$kernel" >/dev/null
 	bin/lifeboat inspect "$dir/$kernel" | grep '^part'
 	case $kernel in cloud) most=2200000 ;; *) most=3000000 ;; esac

@@ -131,7 +131,7 @@ func (d *device) device() *update.Device {
 	u := &update.Device{
 		Store: d.store(), Policy: boot.PolicyOf(d.cfg, d.trust.Floor), Trust: d.trust, Class: d.cfg.BootSlots()[0].Class, Slots: &slotDoor{d: d},
 		Crew: &crew{d: d}, Say: d.con.say, Screen: d.rescueScreen, Phase: d.clock.phase, Report: d.report,
-		Rescue: d.cmd.Rescue, RescueRetry: d.cfg.RescueRetry, Chance: chance(),
+		Rescue: d.cmd.Rescue, RescueRetry: d.cfg.Rescue.Retry, Chance: chance(),
 		Name: d.slotName, Bootname: d.bootname, Progress: d.con.progress(),
 	}
 	for _, s := range d.cfg.BootSlots() {
