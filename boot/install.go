@@ -14,6 +14,7 @@ type Offer struct {
 	Version  string
 	Epoch    uint32
 	Lifted   bool // signed by who may change the keyring too: the epoch may rise by any number
+	Asked    bool // somebody asked for this very bundle (rule 11)
 }
 
 // Verdict says whether an offered bundle is taken.
@@ -23,8 +24,9 @@ type Verdict struct {
 	Why  string // in words, when it is not taken
 }
 
-// Judge says whether a bundle is to be installed by itself (rules 11, 13, 15, 19). In rescue everything at or above
-// the floors is.
+// Judge says whether a bundle is to be installed (rules 11, 13, 15, 19): by itself when it is newer, or, where the policy
+// says so, different; when it was asked for, also an older one, or one that fell back. In rescue everything at or above the
+// floors is.
 func Judge(s State, o Offer, rescue bool, p Policy) Verdict {
 	f := s.floors(p)
 	if !f.Admit(o.Version, o.Epoch) {
@@ -42,27 +44,30 @@ func Judge(s State, o Offer, rescue bool, p Policy) Verdict {
 	if rescue {
 		return Verdict{Take: true}
 	}
+	first := true
 	for _, e := range s.Slots {
 		if !s.Qualifies(e, p) {
 			continue
 		}
+		behind := !first
+		first = false
 		if e.Manifest == o.Manifest {
-			if s.waits(e, p) {
+			if s.waits(e, p) || o.Asked && behind {
 				continue
 			}
 			return Verdict{Why: "already installed in " + e.Slot}
 		}
-		if version.Compare(o.Version, e.Version) <= 0 {
+		if !o.Asked && !p.Different && version.Compare(o.Version, e.Version) <= 0 {
 			return Verdict{Why: fmt.Sprintf("version %q is not newer than %q in %s", o.Version, e.Version, e.Slot)}
 		}
 	}
-	if o.Version == "" {
+	if o.Version == "" && !o.Asked {
 		return Verdict{Why: "it has no version, so it is never chosen by itself"}
 	}
 	if s.Unproven {
 		return Verdict{Why: "the state was lost; nothing is installed until a slot has said good"}
 	}
-	if i := slices.IndexFunc(s.Falls, func(f Fall) bool { return f.Manifest == o.Manifest }); i >= 0 {
+	if i := slices.IndexFunc(s.Falls, func(f Fall) bool { return f.Manifest == o.Manifest }); i >= 0 && !o.Asked {
 		fall := s.Falls[i]
 		if fall.Evidence != status.None {
 			return Verdict{Code: 31, Why: fmt.Sprintf("it fell back here (%s) and is not installed again by itself", fall.Evidence)}

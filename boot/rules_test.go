@@ -499,6 +499,50 @@ func TestRule11_WhatIsTaken(t *testing.T) {
 	}
 }
 
+// What was asked for may be older, without a version, or have fallen back; what is "different" may be older only.
+func TestRule11_AskedFor(t *testing.T) {
+	different := available
+	different.Different = true
+	asked := func(o Offer) Offer { o.Asked = true; return o }
+	both := state(entry(a, "3", good), entry(b, "2", good))
+	fell := func(v string) State {
+		s := both.Clone()
+		s.Falls = []Fall{{Manifest: hash(v), Evidence: status.ToldBad}}
+		return s
+	}
+	floor := both.Clone()
+	floor.Floors.Version = "2"
+	nameless := Offer{Manifest: hash("x"), Epoch: 1}
+	for _, test := range []struct {
+		name string
+		s    State
+		o    Offer
+		p    Policy
+		take bool
+		why  string
+	}{
+		{"older, by itself", both, offerOf("1"), available, false, "not newer"},
+		{"older, different", both, offerOf("1"), different, true, ""},
+		{"older, asked for", both, asked(offerOf("1")), available, true, ""},
+		{"what runs, different", both, offerOf("3"), different, false, "already installed"},
+		{"what runs, asked for", both, asked(offerOf("3")), available, false, "already installed"},
+		{"what lies behind, different", both, offerOf("2"), different, false, "already installed"},
+		{"what lies behind, asked for", both, asked(offerOf("2")), available, true, ""},
+		{"no version, different", both, nameless, different, false, "no version"},
+		{"no version, asked for", both, asked(nameless), available, true, ""},
+		{"fell back, different", fell("1"), offerOf("1"), different, false, "told-bad"},
+		{"fell back, asked for", fell("1"), asked(offerOf("1")), available, true, ""},
+		{"below the floor, asked for", floor, asked(offerOf("1")), available, false, "below the floor"},
+		{"state lost, asked for", func() State { s := both.Clone(); s.Unproven = true; return s }(), asked(offerOf("9")), available, false, "said good"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if got := Judge(test.s, test.o, false, test.p); got.Take != test.take || !strings.Contains(got.Why, test.why) || got.Take != (got.Why == "") {
+				t.Errorf("%+v", got)
+			}
+		})
+	}
+}
+
 func TestRule12_BadOnTheOnlyGoodAsksForForce(t *testing.T) {
 	s := state(entry(a, "1", good), entry(b, "2"))
 	if _, err := Bad(s, a, false, available); !errors.Is(err, ErrOnlyGood) {

@@ -155,6 +155,7 @@ type Policy struct {
 	ConfirmedAttempts uint8    // tries of one that has
 	Secure            bool     // fallback=secure
 	Floors            Floors   // built in
+	Different         bool     // a bundle is taken by itself when it is no slot's, newer or not
 	MinVersion        string   // below it nothing is installed; what is installed is booted
 }
 
@@ -163,6 +164,7 @@ func PolicyOf(c *config.Config, floor int64) Policy {
 	p := Policy{
 		Attempts: uint8(c.BootAttempts), ConfirmedAttempts: uint8(c.ConfirmedAttempts),
 		Secure: c.Fallback == "secure", Floors: Floors{Time: floor}, MinVersion: c.MinVersion,
+		Different: c.USB.Policy == "different",
 	}
 	for _, s := range c.BootSlots() {
 		p.Slots = append(p.Slots, s.Name)

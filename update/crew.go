@@ -10,11 +10,12 @@ import (
 	"lifeboat/slots"
 )
 
-// Source is a place from outside where bundles may lie: one stick.
+// Source is a place from outside where bundles may lie: one stick, or what was staged.
 type Source struct {
-	ID   [8]byte // under which it is guarded
-	Name string  // for people: "sda"
-	Path string  // of its block device
+	ID    [8]byte // under which it is guarded
+	Name  string  // for people: "sda"
+	Path  string  // of its block device
+	Asked bool    // its bundles were asked for (boot.Offer)
 }
 
 // Crew runs workers. A nil error means that the worker ended well; frame has then seen its whole answer. When frame

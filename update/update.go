@@ -374,6 +374,7 @@ func (d *Device) offers(ctx context.Context, sources []Source, rescue bool) []of
 		d.renewTrust(ctx, a.trust)
 		for _, f := range a.found {
 			d.Say(status.FoundLine(f.Path, f.Offer.Version, src.Name))
+			f.Offer.Asked = src.Asked
 			out = append(out, offer{src, f})
 		}
 	}
