@@ -12,8 +12,9 @@ EVERY     ?= 1
 REPEAT    ?= 5
 
 GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags='-s -w'
-# /init without inlined functions is 0.3 MB smaller (0.2 MB of it compressed); the decompressors keep theirs.
-INITFLAGS := -gcflags=all=-l -gcflags=github.com/klauspost/...= -gcflags=lifeboat/squashfs=
+# /init without inlined functions is 0.3 MB smaller (0.2 MB of it compressed), with functions packed closer 0.1 MB; the
+# decompressors keep theirs inlined.
+INITFLAGS := -gcflags=all=-l -gcflags=github.com/klauspost/...= -gcflags=lifeboat/squashfs= -ldflags='-s -w -funcalign=8'
 
 .PHONY: help setup build build-amd64 build-arm64 test lint fuzz bench size demo powercut mutants scoreboard run clean distclean
 

@@ -185,7 +185,7 @@ func Parse(raw []byte) (*Config, error) {
 	if c.Bootloader == "" {
 		return nil, errors.New("[system] bootloader= is missing")
 	}
-	slices.SortFunc(c.Slots, func(a, b Slot) int {
+	slices.SortStableFunc(c.Slots, func(a, b Slot) int {
 		return cmp.Or(strings.Compare(a.Class, b.Class), a.Index-b.Index)
 	})
 	if err := c.checkSlots(lines); err != nil {

@@ -60,7 +60,7 @@ func Blocks(sysfs string) ([]Block, error) {
 			blocks = append(blocks, b)
 		}
 	}
-	slices.SortFunc(blocks, func(a, b Block) int {
+	slices.SortStableFunc(blocks, func(a, b Block) int {
 		return cmp.Or(cmp.Compare(len(a.Disk), len(b.Disk)), // sdb before sdaa
 			cmp.Compare(a.Disk, b.Disk), cmp.Compare(a.Part, b.Part), cmp.Compare(a.Name, b.Name))
 	})

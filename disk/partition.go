@@ -72,7 +72,7 @@ func Partitions(r io.ReaderAt, size int64) ([]Partition, error) {
 	if err := overlaps(parts); err != nil {
 		return nil, err
 	}
-	slices.SortFunc(parts, func(a, b Partition) int { return cmp.Compare(a.Index, b.Index) })
+	slices.SortStableFunc(parts, func(a, b Partition) int { return cmp.Compare(a.Index, b.Index) })
 	return parts, nil
 }
 
@@ -93,7 +93,7 @@ func tableError(format string, args ...any) error {
 }
 
 func overlaps(parts []Partition) error {
-	byStart := slices.SortedFunc(slices.Values(parts), func(a, b Partition) int { return cmp.Compare(a.Start, b.Start) })
+	byStart := slices.SortedStableFunc(slices.Values(parts), func(a, b Partition) int { return cmp.Compare(a.Start, b.Start) })
 	for i := 1; i < len(byStart); i++ {
 		if a, b := byStart[i-1], byStart[i]; b.Start-a.Start < a.Size {
 			return tableError("partitions %d and %d overlap", a.Index, b.Index)
