@@ -1,7 +1,7 @@
 // Package fat reads FAT12, FAT16 and FAT32 file systems of unproven origin.
 //
 // [Open] a partition, find what is there with [FS.Each] or [FS.ReadDir], and [FS.Open] a file, which is
-// an io.ReaderAt. Nothing is ever written. Every byte is taken for hostile: each field is checked before it is
+// an io.ReaderAt. Nothing is written but by [File.WriteAt]. Every byte is taken for hostile: each field is checked before it is
 // used, every chain of clusters is bounded and must not visit a cluster twice, and the memory
 // taken does not depend on the size of the file system (256 KiB for the table, at most 4 MiB for an open file,
 // 2 MiB for a directory's extents and names while it is read). What contradicts itself is refused with ErrDamaged.
@@ -315,26 +315,60 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) {
 	if left := f.size - off; int64(len(p)) > left {
 		p, err = p[:left], io.EOF
 	}
-	done := 0
+	done := f.pieces(len(p), off, func(done, n int, at int64) bool {
+		if e := readFull(f.fs.r, p[done:done+n], at); e != nil {
+			err = fmt.Errorf("read at %d: %w", off+int64(done), e)
+			return false
+		}
+		return true
+	})
+	return done, err
+}
+
+// pieces calls do for each run of consecutive clusters that n bytes at off lie in, which must be in the file: so many of
+// them are done, the next n are at a place of the medium. It ends when do does, and returns how many were done.
+func (f *File) pieces(n int, off int64, do func(done, n int, at int64) bool) (done int) {
 	i, found := slices.BinarySearchFunc(f.extents, uint32(off/f.fs.cluster), func(e extent, at uint32) int {
 		return int(int64(e.at) - int64(at))
 	})
 	if !found {
 		i--
 	}
-	for ; done < len(p); i++ {
+	for ; done < n; i++ {
 		e, end := f.extents[i], f.n
 		if i+1 < len(f.extents) {
 			end = f.extents[i+1].at
 		}
 		within := off + int64(done) - int64(e.at)*f.fs.cluster
-		n := int(min(int64(len(p)-done), int64(end-e.at)*f.fs.cluster-within))
-		from := f.fs.data + int64(e.cluster-2)*f.fs.cluster + within
-		if err := readFull(f.fs.r, p[done:done+n], from); err != nil {
-			return done, fmt.Errorf("read at %d: %w", off+int64(done), err)
+		part := int(min(int64(n-done), int64(end-e.at)*f.fs.cluster-within))
+		if !do(done, part, f.fs.data+int64(e.cluster-2)*f.fs.cluster+within) {
+			break
 		}
-		done += n
+		done += part
 	}
+	return done
+}
+
+// WriteAt overwrites bytes of the file where they lie. Nothing else on the medium changes: no table, no folder, no time,
+// and never the file's size; what does not fit into it is refused whole. The medium that was opened must be an
+// io.WriterAt. After a power cut each sector holds old bytes, new ones, or what the medium makes of a sector that it was
+// writing; the file system is what it was.
+func (f *File) WriteAt(p []byte, off int64) (int, error) {
+	w, ok := f.fs.r.(io.WriterAt)
+	if !ok {
+		return 0, errors.New("write to a file: the medium was opened to be read only")
+	}
+	if off < 0 || off > f.size || int64(len(p)) > f.size-off {
+		return 0, fmt.Errorf("write %d bytes at %d of a file of %d: %w", len(p), off, f.size, io.ErrShortWrite)
+	}
+	var err error
+	done := f.pieces(len(p), off, func(done, n int, at int64) bool {
+		if _, e := w.WriteAt(p[done:done+n], at); e != nil {
+			err = fmt.Errorf("write at %d: %w", off+int64(done), e)
+			return false
+		}
+		return true
+	})
 	return done, err
 }
 

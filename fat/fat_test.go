@@ -291,6 +291,75 @@ func TestFragmentedFile(t *testing.T) {
 	}
 }
 
+// TestWritesInPlace: only the bytes of the file change, wherever they lie, and nothing beyond its end.
+func TestWritesInPlace(t *testing.T) {
+	s, want := fragmented(t)
+	clean := s.bytes()
+	medium, err := os.OpenFile(s.path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer medium.Close()
+	f, err := Open(medium, int64(len(clean)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := f.Open("BIG")
+	if err != nil {
+		t.Fatal(err)
+	}
+	owned := map[int64]bool{} // sectors of the file
+	for i := range int64(len(want)) {
+		file.pieces(1, i, func(_, _ int, at int64) bool { owned[at] = true; return true })
+	}
+	if len(owned) != len(want) {
+		t.Fatalf("%d bytes in %d places", len(want), len(owned))
+	}
+	rng := rand.New(rand.NewPCG(1, 2))
+	for i := range 200 {
+		off := rng.IntN(len(want))
+		p := noise(byte(i), rng.IntN(min(9000, len(want)-off)+1))
+		n, err := file.WriteAt(p, int64(off))
+		if n != len(p) || err != nil {
+			t.Fatalf("write %d at %d: %d, %v", len(p), off, n, err)
+		}
+		copy(want[off:], p)
+	}
+	for _, c := range [][2]int{{0, len(want) + 1}, {len(want), 1}, {len(want) - 1, 2}, {-1, 1}, {len(want) + 1, 0}} {
+		if n, err := file.WriteAt(make([]byte, c[1]), int64(c[0])); n != 0 || !errors.Is(err, io.ErrShortWrite) {
+			t.Errorf("write %d at %d of %d: %d, %v", c[1], c[0], len(want), n, err)
+		}
+	}
+	if got, err := read(s.open(), "big"); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("read again: %d bytes, %v", len(got), err)
+	}
+	after := s.bytes()
+	for i := range after {
+		if after[i] != clean[i] && !owned[int64(i)] {
+			t.Fatalf("byte %d of the medium is not the file's and has changed", i)
+		}
+	}
+	s.run("fsck.fat", "-n", s.path)
+
+	for name, medium := range map[string]io.ReaderAt{"no writer": bytes.NewReader(clean), "broken": brokenWriter{bytes.NewReader(clean)}} {
+		f, err := Open(medium, int64(len(clean)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		file, err := f.Open("big")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n, err := file.WriteAt([]byte("x"), 0); n != 0 || err == nil || (name == "broken") != errors.Is(err, errMedium) {
+			t.Errorf("%s: %d, %v", name, n, err)
+		}
+	}
+}
+
+type brokenWriter struct{ io.ReaderAt }
+
+func (brokenWriter) WriteAt([]byte, int64) (int, error) { return 0, errMedium }
+
 // sparse is a reader of zeros with some bytes set, for file systems that are too large to make.
 type sparse struct {
 	size int64
