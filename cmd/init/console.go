@@ -21,6 +21,8 @@ type console struct {
 	level string // of kernel messages on the consoles, before they were made to wait
 }
 
+const noCTTY = unix.O_NOCTTY | unix.O_NONBLOCK
+
 // writeLimit is how long one line may take on one console.
 const writeLimit = 500 * time.Millisecond
 

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lifeboat/confine"
+	"lifeboat/update/crew"
 )
 
 // A build of /init for qemu/story, whose workers do what a stick tells them, as if its bytes had taken them over: its last
@@ -44,7 +45,7 @@ func init() {
 	case "garbage":
 		_ = j.Send('F', bytes.Repeat([]byte{0xff}, 4000))
 	}
-	err := work(j)
+	err := crew.Work(j)
 	if act == "forge" { // an installer that says that all is well, and then writes what it wants
 		_, _ = unix.Pwrite(int(j.Files[1].Fd()), bytes.Repeat([]byte("EVIL"), 1024), 8192)
 	}

@@ -26,12 +26,13 @@ import (
 	"lifeboat/disk"
 	"lifeboat/status"
 	"lifeboat/update"
+	"lifeboat/update/crew"
 	"lifeboat/usb"
 )
 
 func main() {
 	if j := confine.Child(); j != nil {
-		j.Exit(work(j))
+		j.Exit(crew.Work(j))
 	}
 	if os.Getpid() != 1 {
 		fmt.Fprintln(os.Stderr, "lifeboat: this is /init: the kernel starts it from an initramfs")
@@ -129,8 +130,8 @@ func (d *device) configure() error {
 // device wires the rooms.
 func (d *device) device() *update.Device {
 	u := &update.Device{
-		Store: d.store(), Policy: boot.PolicyOf(d.cfg, d.trust.Floor), Trust: d.trust, Class: d.cfg.BootSlots()[0].Class, Slots: &slotDoor{d: d},
-		Crew: &crew{d: d}, Say: d.con.say, Screen: d.rescueScreen, Phase: d.clock.phase, Report: d.report,
+		Store: d.store(), Policy: boot.PolicyOf(d.cfg, d.trust.Floor), Trust: d.trust, Class: d.cfg.BootSlots()[0].Class, Slots: &slotDoor{d: d, Slots: crew.Slots{Path: d.slotPath}},
+		Crew: d.workers(), Say: d.con.say, Screen: d.rescueScreen, Phase: d.clock.phase, Report: d.report,
 		Rescue: d.cmd.Rescue, RescueRetry: d.cfg.Rescue.Retry, Chance: chance(),
 		Name: d.slotName, Bootname: d.bootname, Progress: d.con.progress(),
 	}
@@ -148,6 +149,12 @@ func (d *device) device() *update.Device {
 		u.Outside = &sticks{d: d, modules: list}
 	}
 	return u
+}
+
+func (d *device) workers() *crew.Workers {
+	return &crew.Workers{Slot: d.slotPath, Plain: len(d.cfg.BundleFormats) > 1, Ended: func(role string, u confine.Usage) {
+		d.report.Workers = append(d.report.Workers, status.Worker{Role: role, MaxRSSKiB: u.MaxRSSKiB})
+	}}
 }
 
 func (d *device) slotName(slot string) string { return status.SlotName(slot, d.bootname(slot)) }

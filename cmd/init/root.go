@@ -16,6 +16,7 @@ import (
 	"lifeboat/slots"
 	"lifeboat/status"
 	"lifeboat/update"
+	"lifeboat/update/crew"
 )
 
 const (
@@ -33,6 +34,7 @@ func (d *device) slotPath(slot string) string {
 
 // slotDoor is update.Slots: what PID 1 itself does to slots.
 type slotDoor struct {
+	crew.Slots
 	d    *device
 	root rootDevice
 }
@@ -42,35 +44,6 @@ type rootDevice struct {
 	path  string
 	dev   string // "major:minor" of the partition
 	facts slots.Facts
-}
-
-func (s *slotDoor) with(slot string, do func(*disk.File) error) error {
-	f, err := disk.OpenWait(s.d.slotPath(slot), true, 0)
-	if err != nil {
-		return err
-	}
-	return errors.Join(do(f), f.Close())
-}
-
-func (s *slotDoor) Wipe(slot string) error {
-	return s.with(slot, func(f *disk.File) error { return slots.Wipe(f) })
-}
-
-func (s *slotDoor) Sync(slot string) error {
-	return s.with(slot, func(f *disk.File) error {
-		if err := f.Flush(); err != nil {
-			return err
-		}
-		return f.DropCache()
-	})
-}
-
-func (s *slotDoor) Seal(slot string, seal []byte) error {
-	return s.with(slot, func(f *disk.File) error {
-		b := make([]byte, slots.SealSize)
-		copy(b, seal)
-		return slots.WriteSeal(f, b)
-	})
 }
 
 // Start opens the slot through dm-verity with the root hash of its seal, reads its first and last block (a wrong root

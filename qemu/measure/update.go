@@ -2,14 +2,11 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"lifeboat/boot"
 	"lifeboat/boot/raw"
@@ -19,6 +16,7 @@ import (
 	"lifeboat/slots"
 	"lifeboat/status"
 	"lifeboat/update"
+	"lifeboat/update/crew"
 )
 
 // slot is a target that was opened.
@@ -120,36 +118,11 @@ func (u *updater) Seal(_ string, seal []byte) error {
 
 func (u *updater) Start(string, slots.Facts) error { return nil }
 
-// Run starts a worker as PID 1 does (cmd/init/crew.go).
+// Run starts a worker as PID 1 does.
 func (u *updater) Run(ctx context.Context, role string, input []byte, src update.Source, slot string, frame func(byte, []byte) error) error {
-	spec := confine.Spec{Role: role, UID: 65500, Input: input, Stall: time.Minute, MaxBytes: 64 << 20, Exe: filepath.Join(u.root, "bin/init")}
-	var err error
-	open := func(path string, flags int) {
-		f, e := os.OpenFile(path, flags, 0)
-		err = errors.Join(err, e)
-		spec.Files = append(spec.Files, f)
-	}
-	if src.Path != "" {
-		open(src.Path, os.O_RDONLY)
-	}
-	switch role {
-	case update.RoleInstall:
-		open(u.t.path, os.O_RDWR)
-	case update.RoleSeal, update.RoleAttest:
-		open(u.t.path, os.O_RDONLY|unix.O_DIRECT)
-	}
-	defer func() {
-		for _, f := range spec.Files {
-			f.Close()
-		}
-	}()
-	if err != nil {
-		return err
-	}
-	return u.step("worker "+role, func() error {
-		usage, err := confine.Run(ctx, spec, frame)
+	w := crew.Workers{Slot: func(string) string { return u.t.path }, Exe: filepath.Join(u.root, "bin/init"), Ended: func(role string, usage confine.Usage) {
 		u.cpu[role] += usage.CPU
 		u.peak[role] = max(u.peak[role], usage.MaxRSSKiB)
-		return err
-	})
+	}}
+	return u.step("worker "+role, func() error { return w.Run(ctx, role, input, src, slot, frame) })
 }
