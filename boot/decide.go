@@ -355,7 +355,7 @@ func (s State) start(d Decision, p Policy) Decision {
 	s.Last = Last{Slot: d.Slot, Trial: d.Trial}
 	if n := len(s.Events) - 1; !d.Trial && n >= 0 && s.Events[n].Kind == status.EventBoot && s.Events[n].Slot == p.Ordinal(d.Slot) {
 		// Ordinary boots in a row take one place of the ring.
-		s.Events[n].Boot = uint32(s.Boot)
+		s.Events[n].Boot, s.Events[n].Time = uint32(s.Boot), 0
 	} else {
 		s.log(p, status.EventBoot, d.Slot, status.None, 0, e.Manifest)
 	}

@@ -31,7 +31,7 @@ const (
 	recordMagic  = "LIFEBOAT"
 	recordHeader = 24
 	fieldHeader  = 4
-	eventSize    = 16
+	eventSize    = 20
 )
 
 const (
@@ -46,9 +46,12 @@ const (
 	fieldRescue   = 9
 	fieldLast     = 10
 	fieldUnproven = 11
-	fieldEvents   = 12
+	fieldEvents   = 12 // of writers that knew no times; still read
 	fieldNames    = 13
 	fieldTrust    = 14
+	fieldTimed    = 15 // events with their times
+
+	newestField = fieldTimed
 )
 
 var (
@@ -149,9 +152,10 @@ func (s State) Encode() ([]byte, error) {
 	w.field(fieldRescue, func(w *writer) { w.u8(s.Rescue.Waits); w.u8(bit(s.Rescue.Stick, 1)); w.str(s.Rescue.Slot) })
 	w.field(fieldLast, func(w *writer) { w.u8(bit(s.Last.Trial, 1)); w.str(s.Last.Slot) })
 	w.field(fieldUnproven, func(w *writer) { w.u8(bit(s.Unproven, 1)) })
-	w.field(fieldEvents, func(w *writer) {
+	w.field(fieldTimed, func(w *writer) {
 		for _, e := range s.Events {
 			w.u32(e.Boot)
+			w.u32(e.Time)
 			w.raw([]byte{uint8(e.Kind), e.Slot, uint8(e.Reason), e.Code})
 			w.raw(e.Manifest[:])
 		}
@@ -216,6 +220,12 @@ func (r *reader) str(most int) string {
 	return string(r.raw(n))
 }
 
+func (r *reader) event(e Event) Event {
+	e.Kind, e.Slot, e.Reason, e.Code = status.Kind(r.u8()), r.u8(), status.Reason(r.u8()), r.u8()
+	copy(e.Manifest[:], r.raw(8))
+	return e
+}
+
 // Decode reads a record of RecordSize bytes. Errors wrap ErrRecord, or ErrNewer when the record is whole but of a
 // newer format. What it accepts, Encode gives back with the same meaning.
 func Decode(b []byte) (State, error) {
@@ -236,6 +246,7 @@ func Decode(b []byte) (State, error) {
 	}
 	s := State{Sequence: binary.LittleEndian.Uint64(b[16:])}
 	rest := &reader{b: b[recordHeader : recordHeader+n]}
+	var untimed []Event
 	for len(rest.b) > 0 && !rest.bad {
 		start := rest.b
 		kind := rest.u8()
@@ -296,9 +307,11 @@ func Decode(b []byte) (State, error) {
 			s.Unproven = r.u8()&1 != 0
 		case fieldEvents:
 			for len(r.b) > 0 && !r.bad {
-				e := Event{Boot: r.u32(), Kind: status.Kind(r.u8()), Slot: r.u8(), Reason: status.Reason(r.u8()), Code: r.u8()}
-				copy(e.Manifest[:], r.raw(8))
-				s.Events = append(s.Events, e)
+				untimed = append(untimed, r.event(Event{Boot: r.u32()}))
+			}
+		case fieldTimed:
+			for len(r.b) > 0 && !r.bad {
+				s.Events = append(s.Events, r.event(Event{Boot: r.u32(), Time: r.u32()}))
 			}
 		case fieldNames:
 			for len(r.b) > 0 && !r.bad {
@@ -310,13 +323,16 @@ func Decode(b []byte) (State, error) {
 		default:
 			s.unknown = append(s.unknown, start[:fieldHeader+len(body)]...)
 		}
-		if r.bad || len(r.b) > 0 && kind <= fieldTrust && kind > 0 {
+		if r.bad || len(r.b) > 0 && kind <= newestField && kind > 0 {
 			// A known field of another length is not of this format.
 			return State{}, fmt.Errorf("%w: field %d", ErrRecord, kind)
 		}
 	}
-	if rest.bad || len(s.Falls) > MaxFalls || len(s.Guards) > MaxGuards || len(s.Events) > MaxEvents || len(s.Names) > MaxSlots {
+	if rest.bad || len(s.Falls) > MaxFalls || len(s.Guards) > MaxGuards || len(s.Events) > MaxEvents || len(untimed) > MaxEvents || len(s.Names) > MaxSlots {
 		return State{}, fmt.Errorf("%w: fields", ErrRecord)
 	}
+	// Where both are, an older writer went on where a newer one had stopped.
+	s.Events = append(s.Events, untimed...)
+	s.Events = s.Events[max(0, len(s.Events)-MaxEvents):]
 	return s, nil
 }

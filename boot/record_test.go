@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -38,7 +39,7 @@ func fullState() State {
 		s.Guards = append(s.Guards, Guard{ID: [8]byte{byte(i)}, Seen: 1, Unexplained: 2, Next: uint64(i)})
 	}
 	for i := range MaxEvents {
-		s.Events = append(s.Events, Event{Boot: uint32(i), Kind: status.EventBoot, Slot: NoSlot, Reason: status.Watchdog, Code: 31, Manifest: [8]byte{byte(i)}})
+		s.Events = append(s.Events, Event{Boot: uint32(i), Time: 1<<32 - 1, Kind: status.EventBoot, Slot: NoSlot, Reason: status.Watchdog, Code: 31, Manifest: [8]byte{byte(i)}})
 	}
 	return s
 }
@@ -100,6 +101,48 @@ func TestRule01_UnknownFieldsSurviveAnOlderWriter(t *testing.T) {
 	}
 	if raw := encode(t, got); !bytes.Contains(raw, more) {
 		t.Error("unknown fields are lost")
+	}
+}
+
+// An older writer keeps the events with times as a field that it does not know, and writes its own without.
+func TestEventsOfAnOlderWriter(t *testing.T) {
+	timed := fullState().Events
+	var old []byte
+	for i := range 5 {
+		old = append(old, byte(100+i), 0, 0, 0, byte(status.EventGood), 1, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8)
+	}
+	got, err := Decode(with(t, State{Events: timed}, field(fieldEvents, old)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := slices.Clone(timed[5:])
+	for i := range 5 {
+		want = append(want, Event{Boot: uint32(100 + i), Kind: status.EventGood, Slot: 1, Manifest: [8]byte{1, 2, 3, 4, 5, 6, 7, 8}})
+	}
+	if diff := cmp.Diff(want, got.Events); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestStamp(t *testing.T) {
+	s := State{Boot: 7, Floors: Floors{Time: 1000}, Events: []Event{{Boot: 6}, {Boot: 7, Time: 5}, {Boot: 7}}}
+	for _, tt := range []struct{ now, want int64 }{{0, 0}, {-62135596800, 0}, {1000, 0}, {1001, 1001}, {1<<32 - 1, 1<<32 - 1}, {1 << 32, 0}} {
+		got := Stamp(s, time.Unix(tt.now, 0))
+		want := []Event{{Boot: 6}, {Boot: 7, Time: 5}, {Boot: 7, Time: uint32(tt.want)}}
+		if diff := cmp.Diff(want, got.Events); diff != "" {
+			t.Errorf("clock at %d:\n%s", tt.now, diff)
+		}
+		if s.Events[2].Time != 0 {
+			t.Fatal("Stamp changed what it was given")
+		}
+	}
+	// Ordinary boots in a row share a place; the time is that of the last.
+	s, _ = Begin(state(entry(a, "1", good)), status.None, false, available)
+	s = Stamp(Decide(s, Facts{}, available).State, time.Unix(50, 0))
+	s, _ = Begin(s, status.None, false, available)
+	s = Stamp(Decide(s, Facts{}, available).State, time.Unix(60, 0))
+	if n := len(s.Events) - 1; s.Events[n].Boot != 2 || s.Events[n].Time != 60 {
+		t.Errorf("%+v", s.Events)
 	}
 }
 
@@ -197,7 +240,9 @@ func TestRecordMalformed(t *testing.T) {
 		"boot number of seven bytes":  with(t, State{}, field(fieldBoot, make([]byte, 7))),
 		"boot number of nine bytes":   with(t, State{}, field(fieldBoot, make([]byte, 9))),
 		"half an event":               with(t, State{}, field(fieldEvents, make([]byte, 8))),
-		"49 events":                   with(t, State{}, field(fieldEvents, make([]byte, 49*eventSize))),
+		"49 events":                   with(t, State{}, field(fieldEvents, make([]byte, 49*16))),
+		"half a timed event":          with(t, State{}, field(fieldTimed, make([]byte, 16))),
+		"49 timed events":             with(t, State{}, field(fieldTimed, make([]byte, 49*eventSize))),
 		"17 falls":                    with(t, State{}, field(fieldFalls, make([]byte, 17*42))),
 		"9 guards":                    with(t, State{}, field(fieldGuards, make([]byte, 9*18))),
 		"the same slot twice":         with(t, state(entry(a, "1")), slotField),

@@ -5,7 +5,9 @@ package boot
 
 import (
 	"encoding/hex"
+	"math"
 	"slices"
+	"time"
 
 	"lifeboat/config"
 	"lifeboat/status"
@@ -125,9 +127,10 @@ type Last struct {
 // Name is a slot's name and its bootname: "rootfs.0", "A".
 type Name struct{ Slot, Bootname string }
 
-// Event is one line of history. 16 bytes in the record.
+// Event is one line of history. 20 bytes in the record.
 type Event struct {
 	Boot     uint32
+	Time     uint32 // seconds since 1970 by the device's clock (Stamp), 0: not known. Nothing is decided by it
 	Kind     status.Kind
 	Slot     uint8 // ordinal of the slot among Policy.Slots, NoSlot: none
 	Reason   status.Reason
@@ -280,6 +283,22 @@ func (s *State) log(p Policy, kind status.Kind, slot string, r status.Reason, co
 	}
 }
 
+// Stamp puts the time on what has happened in this boot and has none yet; whoever commits s calls it. A clock that is
+// behind the floor of time says nothing: where it is set later in the same boot, the next commit knows better.
+func Stamp(s State, now time.Time) State {
+	t := now.Unix()
+	if t <= max(s.Floors.Time, 0) || t > math.MaxUint32 {
+		return s
+	}
+	s.Events = slices.Clone(s.Events)
+	for i, e := range s.Events {
+		if e.Boot == uint32(s.Boot) && e.Time == 0 {
+			s.Events[i].Time = uint32(t)
+		}
+	}
+	return s
+}
+
 // Status returns the record as boot.json and `inspect --json` show it.
 func (s State) Status(p Policy) status.State {
 	f := s.floors(p)
@@ -302,7 +321,7 @@ func (s State) Status(p Policy) status.State {
 		out.Slots = append(out.Slots, v)
 	}
 	for _, e := range s.Events {
-		v := status.Event{Boot: uint64(e.Boot), Event: e.Kind.String(), Reason: e.Reason.String(), Code: int(e.Code)}
+		v := status.Event{Boot: uint64(e.Boot), Time: int64(e.Time), Event: e.Kind.String(), Reason: e.Reason.String(), Code: int(e.Code)}
 		if int(e.Slot) < len(p.Slots) {
 			v.Slot = p.Slots[e.Slot]
 		}

@@ -80,6 +80,9 @@ func (j *jsonWriter) state(s *State) {
 		})
 		list(j, "events", s.Events, func(e Event) {
 			j.count("boot", e.Boot)
+			if e.Time != 0 {
+				j.number("time", e.Time)
+			}
 			j.text("event", e.Event)
 			j.some("slot", e.Slot)
 			j.some("reason", e.Reason)

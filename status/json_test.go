@@ -16,7 +16,7 @@ func TestJSONIsEncodingJSON(t *testing.T) {
 				{Slot: "rootfs.0", Bootname: "A", ManifestHash: "00ff", Version: "1", Epoch: 1, Tries: 8, Good: true, Authenticity: "every boot"},
 				{Slot: "rootfs.1", Bootname: "B", Excluded: true, Reason: "exhausted"},
 			},
-			Events: []Event{{Boot: 1, Event: "boot"}, {Boot: 2, Event: "refused", Slot: "rootfs.1", Reason: "panic", Code: 31, Manifest: "0011223344556677"}},
+			Events: []Event{{Boot: 1, Event: "boot"}, {Boot: 2, Time: 1700000001, Event: "refused", Slot: "rootfs.1", Reason: "panic", Code: 31, Manifest: "0011223344556677"}},
 		},
 		StateDev: "/dev/vda1", Booted: Booted{Slot: "rootfs.0", Bootname: "A", Version: "1", Trial: true, TriesLeft: 2, Authenticity: "every boot", RootHash: "aa", Device: "/dev/vda3"},
 		Fallback: "panic", Installed: []Installed{{File: "/a.raucb", Version: "2", Slot: "rootfs.1", Bootname: "B", ManifestHash: "11"}},

@@ -102,6 +102,7 @@ type Slot struct {
 // Event is one entry of the ring of the last 48 events, oldest first.
 type Event struct {
 	Boot     uint64 `json:"boot"`
+	Time     int64  `json:"time,omitempty"` // seconds since 1970 by the device's clock, 0: not known
 	Event    string `json:"event"`
 	Slot     string `json:"slot,omitempty"`
 	Reason   string `json:"reason,omitempty"`

@@ -164,7 +164,7 @@ func (d *Device) commit(s boot.State) bool {
 	if d.facts.ReadOnly {
 		return false
 	}
-	next, err := d.Store.Commit(s)
+	next, err := d.Store.Commit(boot.Stamp(s, d.Clock.Now()))
 	if err != nil {
 		d.note(fmt.Sprintf("the boot state cannot be written: %v", err))
 		d.facts.ReadOnly = true

@@ -177,7 +177,7 @@ func (s *session) change(out io.Writer, what, slot string, force bool) error {
 	if err != nil {
 		return err
 	}
-	if _, err = s.store.Commit(next); err != nil {
+	if _, err = s.store.Commit(boot.Stamp(next, time.Now())); err != nil {
 		return err
 	}
 	fmt.Fprintln(out, done)
