@@ -108,7 +108,7 @@ func (k kit) plug(inputs []badinputs.Input) stick {
 		files = append(files, path)
 	}
 	out := filepath.Join(dir, "stick")
-	k.must(image.Stick(out, false, files))
+	k.must(image.Stick(out, image.StickOptions{}, files))
 	f, err := os.Open(out)
 	k.must(err)
 	k.Cleanup(func() { f.Close() })

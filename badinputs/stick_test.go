@@ -82,7 +82,7 @@ func TestSticks(t *testing.T) {
 	const name = "good.raucb"
 	file, out := filepath.Join(k.dir, name), filepath.Join(k.dir, "stick")
 	k.must(os.WriteFile(file, k.Good(), 0o600))
-	k.must(image.Stick(out, false, []string{file}))
+	k.must(image.Stick(out, image.StickOptions{}, []string{file}))
 	clean, err := crash.LoadFile(out)
 	k.must(err)
 	root, bundle, table, passed := map[string]int{"/": 40}, map[string]int{name: 40}, map[string]int{"stick": 40}, map[string]int{}

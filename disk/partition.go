@@ -225,7 +225,8 @@ func mbrSector(r io.ReaderAt, size int64, entries [4]mbrEntry) (int64, error) {
 			if unit == 512 {
 				return 512, nil
 			}
-			big = big || binary.LittleEndian.Uint16(sector[11:]) == 4096 // FAT: bytes per sector
+			exFAT := string(sector[3:11]) == "EXFAT   " && sector[108] == 12 // bytes per sector, their logarithm
+			big = big || exFAT || binary.LittleEndian.Uint16(sector[11:]) == 4096
 		}
 	}
 	if big {

@@ -100,6 +100,14 @@ func TestPartitionsOfTools(t *testing.T) {
 			copy(disk[1<<20:], tool(t, 4<<20, "", "mkfs.fat", "-I", "-S", "4096"))
 			return disk
 		}, []Partition{{Index: 1, Start: 1 << 20, Size: 4 << 20, Type: "0x0c"}}},
+		{"exFAT in a dos partition of 4096-byte sectors", func(t *testing.T) []byte {
+			disk := make([]byte, 8<<20)
+			copy(disk, table(mbrEntry{kind: 0x07, start: 256, count: 1024}))
+			boot := disk[1<<20:][:4096]
+			copy(boot, "\xeb\x76\x90EXFAT   ")
+			boot[108], boot[510], boot[511] = 12, 0x55, 0xaa
+			return disk
+		}, []Partition{{Index: 1, Start: 1 << 20, Size: 4 << 20, Type: "0x07"}}},
 		{
 			"go-diskfs", func(t *testing.T) []byte { return diskfsImage(t, 512) },
 			[]Partition{{Index: 1, Start: 1 << 20, Size: 1 << 20, Name: "made", Type: typeLinux}},

@@ -18,9 +18,13 @@ type Entry struct {
 	Dir  bool
 
 	first uint32 // cluster
+
+	// exFAT
+	length, written int64 // bytes of its clusters that are in use, and that were ever written
+	noChain         bool  // its clusters follow each other
 }
 
-// Attributes, byte 11 of a directory entry.
+// Attributes, byte 11 of a directory entry; exFAT's, at 4 of the first one, has the same bit for a folder.
 const (
 	attrVolume = 0x08
 	attrDir    = 0x10
@@ -29,7 +33,8 @@ const (
 
 // ReadDir lists the folder path ("" or "/" is the root): in the order of the medium, without "." and "..",
 // and without entries whose names no honest system writes (control characters, slashes, text direction
-// marks). Of a folder with more than 4096 entries it returns the first 4096 and ErrTooMany; see [FS.Each].
+// marks). Of a folder with more than 4096 entries it returns the first 4096 and ErrTooMany; see [FS.Each]. With any other
+// error it returns what is sound of the folder all the same.
 func (f *FS) ReadDir(path string) ([]Entry, error) {
 	var entries []Entry
 	err := f.Each(path, func(e Entry) error {
@@ -39,13 +44,7 @@ func (f *FS) ReadDir(path string) ([]Entry, error) {
 		entries = append(entries, e)
 		return nil
 	})
-	if errors.Is(err, ErrTooMany) {
-		return entries, err
-	}
-	if err != nil {
-		return nil, err
-	}
-	return entries, nil
+	return entries, err
 }
 
 // Each calls do for each entry of the folder path, as ReadDir lists them but without its limit, and ends
@@ -64,8 +63,8 @@ func (f *FS) Each(path string, do func(Entry) error) error {
 	return nil
 }
 
-// Open opens the file path, its elements separated by slashes, case ignored. Of several entries with one
-// name, it is the first on the medium. errors.Is(err, fs.ErrNotExist) where there is none.
+// Open opens the file path, its elements separated by slashes, case ignored (exFAT: as its up-case table says). Of several
+// entries with one name, it is the first on the medium. errors.Is(err, fs.ErrNotExist) where there is none.
 // The file's whole chain of clusters is followed here, so that a later ReadAt fails only where the medium does.
 func (f *FS) Open(path string) (*File, error) {
 	e, err := f.find(path)
@@ -75,7 +74,7 @@ func (f *FS) Open(path string) (*File, error) {
 	if e.Dir {
 		return nil, fmt.Errorf("open %s: is a folder", path)
 	}
-	file, err := f.file(e.first, e.Size)
+	file, err := f.file(e)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
@@ -96,7 +95,7 @@ func (f *FS) find(path string) (Entry, error) {
 		}
 		var next Entry
 		err := f.each(at, func(e Entry) error {
-			if strings.EqualFold(e.Name, name) {
+			if f.ex && f.same(e.Name, name) || !f.ex && strings.EqualFold(e.Name, name) {
 				next = e
 				return errFound
 			}
@@ -113,71 +112,95 @@ func (f *FS) find(path string) (Entry, error) {
 	return at, nil
 }
 
-// contents returns the bytes of a folder. dir with first 0 is the root.
-func (f *FS) contents(dir Entry) (io.ReaderAt, int64, error) {
+// contents returns the bytes of a folder, at most maxDirSize of them, and how many there are. dir with first 0 is the root.
+func (f *FS) contents(dir Entry) (r io.ReaderAt, size int64, cut bool, err error) {
 	first := dir.first
 	if first == 0 {
 		if f.bits != 32 {
-			return io.NewSectionReader(f.r, f.rootAt, f.rootSize), f.rootSize, nil
+			return io.NewSectionReader(f.r, f.rootAt, f.rootSize), f.rootSize, false, nil
 		}
 		first = f.root
 	}
-	extents, n, err := f.chain(first, 0, uint32(maxDirSize/min(f.cluster, maxDirSize)))
-	if err != nil {
-		return nil, 0, err
+	most := uint32(maxDirSize / min(f.cluster, maxDirSize))
+	var (
+		extents []extent
+		n       uint32
+	)
+	switch want := dir.length / f.cluster; {
+	case want > int64(most):
+		err = damaged("a directory of more than %d clusters", most)
+	case want > 0:
+		extents, n, err = f.clustersOf(dir, uint32(want))
+	default:
+		extents, n, err = f.chain(first, 0, most)
 	}
-	size := int64(n) * f.cluster
-	return &File{fs: f, size: size, extents: extents, n: n}, size, nil
+	if err != nil {
+		return nil, 0, false, err
+	}
+	size = int64(n) * f.cluster
+	return &File{fs: f, size: size, written: size, extents: extents, n: n}, min(size, maxDirSize), size > maxDirSize, nil
 }
 
-// each calls do for each entry of dir. An entry is 32 bytes: short name 0 (11), attributes 11, case 12, first cluster
-// 20 (high half) and 26 (low), size 28. The entries before it may hold its long name, last part
-// first: number 0 (0x40 in the last part), attributes 0x0f, checksum of the short name 13, 13 UTF-16 units at 1, 14, 28.
-func (f *FS) each(dir Entry, do func(Entry) error) error {
-	r, size, err := f.contents(dir)
+// records calls do for each entry of a folder, of 32 bytes, up to the one that ends it.
+func (f *FS) records(dir Entry, do func(b []byte) error) error {
+	r, size, cut, err := f.contents(dir)
 	if err != nil {
 		return err
 	}
-	var (
-		buf  [pageSize]byte
-		long longName
-	)
+	var buf [pageSize]byte
 	for off := int64(0); off < size; off += pageSize {
 		b := buf[:min(pageSize, size-off)]
 		if err := readFull(r, b, off); err != nil {
 			return err
 		}
 		for ; len(b) >= 32; b = b[32:] {
-			switch {
-			case b[0] == 0:
+			if b[0] == 0 {
 				return nil
-			case b[0] == 0xe5: // deleted
-				long.clear()
-				continue
-			case b[11]&0x3f == attrLong:
-				long.add(b)
-				continue
 			}
-			name, ok := long.name(b)
-			long.clear()
-			if b[11]&attrVolume != 0 || !ok {
-				continue
-			}
-			e := Entry{Name: name, Dir: b[11]&attrDir != 0, first: uint32(binary.LittleEndian.Uint16(b[26:]))}
-			if f.bits == 32 {
-				e.first |= uint32(binary.LittleEndian.Uint16(b[20:])) << 16
-			}
-			if !e.Dir {
-				e.Size = int64(binary.LittleEndian.Uint32(b[28:]))
-			} else if e.first == 0 || e.first == f.root {
-				continue // a folder that claims to be the root: only ".." may
-			}
-			if err := do(e); err != nil {
+			if err := do(b[:32]); err != nil {
 				return err
 			}
 		}
 	}
+	if cut {
+		return damaged("a directory of more than %d bytes", maxDirSize)
+	}
 	return nil
+}
+
+// each calls do for each entry of dir. An entry is 32 bytes: short name 0 (11), attributes 11, case 12, first cluster
+// 20 (high half) and 26 (low), size 28. The entries before it may hold its long name, last part
+// first: number 0 (0x40 in the last part), attributes 0x0f, checksum of the short name 13, 13 UTF-16 units at 1, 14, 28.
+func (f *FS) each(dir Entry, do func(Entry) error) error {
+	if f.ex {
+		return f.eachSet(dir, do)
+	}
+	var long longName
+	return f.records(dir, func(b []byte) error {
+		switch {
+		case b[0] == 0xe5: // deleted
+			long.clear()
+			return nil
+		case b[11]&0x3f == attrLong:
+			long.add(b)
+			return nil
+		}
+		name, ok := long.name(b)
+		long.clear()
+		if b[11]&attrVolume != 0 || !ok {
+			return nil
+		}
+		e := Entry{Name: name, Dir: b[11]&attrDir != 0, first: uint32(binary.LittleEndian.Uint16(b[26:]))}
+		if f.bits == 32 {
+			e.first |= uint32(binary.LittleEndian.Uint16(b[20:])) << 16
+		}
+		if !e.Dir {
+			e.Size = int64(binary.LittleEndian.Uint32(b[28:]))
+		} else if e.first == 0 || e.first == f.root {
+			return nil // a folder that claims to be the root: only ".." may
+		}
+		return do(e)
+	})
 }
 
 // longName gathers the parts of a long name, which come last one first.

@@ -1,12 +1,15 @@
-// Package fat reads FAT12, FAT16 and FAT32 file systems of unproven origin.
+// Package fat reads FAT12, FAT16, FAT32 and exFAT file systems of unproven origin.
 //
 // [Open] a partition, find what is there with [FS.Each] or [FS.ReadDir], and [FS.Open] a file, which is
 // an io.ReaderAt. Nothing is written but by [File.WriteAt]. Every byte is taken for hostile: each field is checked before it is
 // used, every chain of clusters is bounded and must not visit a cluster twice, and the memory
 // taken does not depend on the size of the file system (256 KiB for the table, at most 4 MiB for an open file,
-// 2 MiB for a directory's extents and names while it is read). What contradicts itself is refused with ErrDamaged.
+// 2 MiB for a directory's extents and names while it is read; 256 KiB for exFAT's up-case table). What contradicts itself
+// is refused with ErrDamaged.
 //
-// Format: Microsoft, "FAT: General Overview of On-Disk Format", 1.03; where it leaves room, as Linux's vfat.
+// Formats: Microsoft, "FAT: General Overview of On-Disk Format", 1.03, and "exFAT file system specification", 1.00; where
+// they leave room, as Linux does. exFAT's allocation bitmap and its backup boot sectors are for writers and menders: they
+// are not looked at.
 package fat
 
 import (
@@ -19,7 +22,7 @@ import (
 )
 
 var (
-	// ErrNotFAT is returned by Open for bytes that do not claim to be a FAT file system.
+	// ErrNotFAT is returned by Open for bytes that do not claim to be a FAT or exFAT file system.
 	ErrNotFAT = errors.New("no FAT file system")
 	// ErrDamaged is wrapped by errors about a file system that contradicts itself or exceeds the limits below.
 	ErrDamaged = errors.New("damaged FAT file system")
@@ -38,18 +41,20 @@ const (
 	pages    = 64
 )
 
-// FS is a FAT file system. It is safe for concurrent use.
+// FS is a FAT or exFAT file system. It is safe for concurrent use.
 type FS struct {
 	r    io.ReaderAt
 	bits int // 12, 16 or 32
+	ex   bool
 
 	cluster  int64  // bytes per cluster
 	clusters uint32 // numbered 2 .. clusters+1
 	data     int64  // where cluster 2 starts, bytes
 	table    int64  // where the table in use starts, bytes
-	root     uint32 // first cluster of the root directory (FAT32)
+	root     uint32 // first cluster of the root directory (FAT32, exFAT)
 	rootAt   int64  // where the root directory is (FAT12, FAT16), bytes
 	rootSize int64
+	upper    []uint16 // exFAT: of each UTF-16 unit the upper case
 
 	mu    sync.Mutex
 	cache [pages]page // of the table; a page's place is its number modulo pages
@@ -88,6 +93,9 @@ func Open(r io.ReaderAt, size int64) (*FS, error) {
 		return nil, fmt.Errorf("read boot sector: %w", err)
 	}
 	le := binary.LittleEndian
+	if string(b[:11]) == "\xeb\x76\x90EXFAT   " && b[510] == 0x55 && b[511] == 0xaa {
+		return openExFAT(r, size, b[:])
+	}
 	// Jump, signature and media descriptor tell FAT from NTFS, exFAT and boot code.
 	if b[510] != 0x55 || b[511] != 0xaa || b[0] != 0xeb && b[0] != 0xe9 || b[21] < 0xf8 && b[21] != 0xf0 {
 		return nil, ErrNotFAT
@@ -180,7 +188,10 @@ func (f *FS) next(cluster uint32) (n uint32, last bool, err error) {
 	var end uint32
 	switch f.bits {
 	case 32:
-		n, end = n&0x0fffffff, 0x0ffffff8
+		end = 0xfffffff8
+		if !f.ex {
+			n, end = n&0x0fffffff, 0x0ffffff8
+		}
 	case 16:
 		end = 0xfff8
 	default:
@@ -296,11 +307,12 @@ func overlap(extents []extent, n uint32) error {
 type File struct {
 	fs      *FS
 	size    int64
+	written int64 // exFAT: what lies behind was never written and reads as zeros
 	extents []extent
 	n       uint32 // clusters in extents
 }
 
-// Size in bytes, at most 4 GiB - 1.
+// Size in bytes; on FAT at most 4 GiB - 1.
 func (f *File) Size() int64 { return f.size }
 
 // ReadAt reads each run of consecutive clusters at once.
@@ -315,13 +327,18 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) {
 	if left := f.size - off; int64(len(p)) > left {
 		p, err = p[:left], io.EOF
 	}
-	done := f.pieces(len(p), off, func(done, n int, at int64) bool {
+	there := int(min(max(f.written-off, 0), int64(len(p))))
+	clear(p[there:])
+	done := f.pieces(there, off, func(done, n int, at int64) bool {
 		if e := readFull(f.fs.r, p[done:done+n], at); e != nil {
 			err = fmt.Errorf("read at %d: %w", off+int64(done), e)
 			return false
 		}
 		return true
 	})
+	if done == there {
+		done = len(p)
+	}
 	return done, err
 }
 
@@ -350,7 +367,7 @@ func (f *File) pieces(n int, off int64, do func(done, n int, at int64) bool) (do
 }
 
 // WriteAt overwrites bytes of the file where they lie. Nothing else on the medium changes: no table, no folder, no time,
-// and never the file's size; what does not fit into it is refused whole. The medium that was opened must be an
+// and never the file's size; what does not fit into it (exFAT: into what was ever written of it) is refused whole. The medium that was opened must be an
 // io.WriterAt. After a power cut each sector holds old bytes, new ones, or what the medium makes of a sector that it was
 // writing; the file system is what it was.
 func (f *File) WriteAt(p []byte, off int64) (int, error) {
@@ -358,8 +375,8 @@ func (f *File) WriteAt(p []byte, off int64) (int, error) {
 	if !ok {
 		return 0, errors.New("write to a file: the medium was opened to be read only")
 	}
-	if off < 0 || off > f.size || int64(len(p)) > f.size-off {
-		return 0, fmt.Errorf("write %d bytes at %d of a file of %d: %w", len(p), off, f.size, io.ErrShortWrite)
+	if off < 0 || off > f.written || int64(len(p)) > f.written-off {
+		return 0, fmt.Errorf("write %d bytes at %d of a file of %d: %w", len(p), off, f.written, io.ErrShortWrite)
 	}
 	var err error
 	done := f.pieces(len(p), off, func(done, n int, at int64) bool {
@@ -372,14 +389,31 @@ func (f *File) WriteAt(p []byte, off int64) (int, error) {
 	return done, err
 }
 
-// file makes a File of size bytes from first; size 0 has no clusters.
-func (f *FS) file(first uint32, size int64) (*File, error) {
-	if size == 0 {
+// file makes a File of an entry; size 0 has no clusters.
+func (f *FS) file(e Entry) (*File, error) {
+	if !f.ex {
+		e.written = e.Size
+	}
+	if e.Size == 0 {
 		return &File{fs: f}, nil
 	}
-	extents, n, err := f.chain(first, uint32((size+f.cluster-1)/f.cluster), 0)
+	if e.Size > int64(f.clusters)*f.cluster {
+		return nil, damaged("a file of %d bytes, there are %d clusters", e.Size, f.clusters)
+	}
+	extents, n, err := f.clustersOf(e, uint32((e.Size+f.cluster-1)/f.cluster))
 	if err != nil {
 		return nil, err
 	}
-	return &File{fs: f, size: size, extents: extents, n: n}, nil
+	return &File{fs: f, size: e.Size, written: e.written, extents: extents, n: n}, nil
+}
+
+// clustersOf returns the first want clusters of an entry: by the table, or one after the other.
+func (f *FS) clustersOf(e Entry, want uint32) ([]extent, uint32, error) {
+	if !e.noChain {
+		return f.chain(e.first, want, 0)
+	}
+	if !f.valid(e.first) || want > f.clusters-(e.first-2) {
+		return nil, 0, damaged("%d clusters from %d on, there are %d", want, e.first, f.clusters)
+	}
+	return []extent{{0, e.first}}, want, nil
 }

@@ -902,11 +902,11 @@ func walk(b []byte) error {
 	buf := make([]byte, 4096)
 	for _, dir := range []string{"", "updates", "updates/updates"} {
 		entries, err := f.ReadDir(dir)
-		if len(entries) > maxListed || err != nil && !errors.Is(err, ErrTooMany) && entries != nil {
+		if len(entries) > maxListed || errors.Is(err, ErrTooMany) && len(entries) != maxListed {
 			return fmt.Errorf("%q: %d entries and %v", dir, len(entries), err)
 		}
 		for i, e := range entries {
-			if !utf8.ValidString(e.Name) || !honest(e.Name) || e.Size < 0 || e.Size > 1<<32-1 {
+			if !utf8.ValidString(e.Name) || !honest(e.Name) || e.Size < 0 || !f.ex && e.Size > 1<<32-1 {
 				return fmt.Errorf("entry %+v", e)
 			}
 			if i >= 16 || e.Dir {

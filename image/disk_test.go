@@ -334,7 +334,7 @@ func TestInspectStick(t *testing.T) {
 	}
 	for _, whole := range []bool{true, false} {
 		out := dir + "/stick.img"
-		if err := Stick(out, whole, []string{good, dir + "/readme.txt", dir + "/broken.raucb"}); err != nil {
+		if err := Stick(out, StickOptions{WholeDisk: whole}, []string{good, dir + "/readme.txt", dir + "/broken.raucb"}); err != nil {
 			t.Fatal(err)
 		}
 		view, err := Inspect(context.Background(), out, InspectOptions{})

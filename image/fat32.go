@@ -134,46 +134,33 @@ func (v *volume) name(long string, n int, first uint32, size int64) {
 }
 
 // fill writes the files and everything around them. The file must read as zeros where nothing is written.
-func (v *volume) fill(files []string) error {
+func (v *volume) fill(files []cargo) error {
 	// The root comes first: its length is known before any file is read.
 	names := int64(len(v.folder))
-	for _, name := range files {
-		names += int64(2+len(filepath.Base(name))/13) * fatEntrySize
+	for _, file := range files {
+		names += int64(2+len(file.name)/13) * fatEntrySize
 	}
 	if _, err := v.take(max(names, 1)); err != nil {
 		return err
 	}
-	for i, name := range files {
-		if err := v.copy(name, i+1); err != nil {
-			return fmt.Errorf("copy %s: %w", name, err)
+	for i, file := range files {
+		if err := v.copy(file, i+1); err != nil {
+			return fmt.Errorf("copy %s: %w", file.name, err)
 		}
 	}
 	return v.finish()
 }
 
-func (v *volume) copy(name string, n int) error {
-	from, err := os.Open(name)
+func (v *volume) copy(file cargo, n int) error {
+	first, err := v.take(file.size)
 	if err != nil {
 		return err
 	}
-	defer from.Close()
-	info, err := from.Stat()
-	if err != nil {
-		return err
-	}
-	first, err := v.take(info.Size())
-	if err != nil {
-		return err
-	}
-	v.name(filepath.Base(name), n, first, info.Size())
+	v.name(file.name, n, first, file.size)
 	if first == 0 {
 		return nil
 	}
-	got, err := io.CopyBuffer(io.NewOffsetWriter(v.f, v.offset(first)), struct{ io.Reader }{io.LimitReader(from, info.Size())}, make([]byte, mib))
-	if err == nil && got != info.Size() {
-		err = io.ErrUnexpectedEOF
-	}
-	return err
+	return file.copy(io.NewOffsetWriter(v.f, v.offset(first)))
 }
 
 // finish writes root, tables and boot sectors.

@@ -17,55 +17,83 @@ const (
 	stickStart = 1 * mib
 )
 
-// Stick writes a FAT32 image with the files in its root folder to the new file out: with an MBR and one partition, or
-// without a table if wholeDisk. It is as large as the files need, at least 64 MiB (what FAT32 should not be smaller than),
+// Report is the file on a stick in which devices write what they did; it is only ever overwritten in place, so it is there
+// from the start, with ReportSize bytes.
+const (
+	Report     = "lifeboat-report.txt"
+	ReportSize = 64 << 10
+)
+
+// StickOptions say what a stick is like.
+type StickOptions struct {
+	WholeDisk bool // without a partition table
+	ExFAT     bool // also where FAT32 would do: exFAT is taken where a file is too large for that
+	Report    bool // with room for the report
+}
+
+// Stick writes a FAT32 or exFAT image with the files in its root folder to the new file out: with an MBR and one partition, or
+// without a table. It is as large as the files need, at least 64 MiB (what FAT32 should not be smaller than),
 // and sparse. No partial file is left.
-func Stick(out string, wholeDisk bool, files []string) (err error) {
+func Stick(out string, o StickOptions, files []string) (err error) {
+	var on []cargo
 	size := int64(0)
 	seen := map[string]string{}
+	add := func(file cargo) error {
+		if strings.ContainsAny(file.name, `"*:<>?\|`) || len(file.name) > 255 {
+			return fmt.Errorf("%s can't have that name on a stick", file.from)
+		}
+		// FAT does not tell upper from lower case.
+		if first, dup := seen[strings.ToLower(file.name)]; dup {
+			return fmt.Errorf("%s and %s would have the same name on the stick", first, file.from)
+		}
+		seen[strings.ToLower(file.name)] = file.from
+		o.ExFAT = o.ExFAT || file.size > maxFATFile
+		size += file.size
+		on = append(on, file)
+		return nil
+	}
 	for _, name := range files {
-		info, err := os.Stat(name)
+		file, err := fileOf(name)
+		if err == nil {
+			err = add(file)
+		}
 		if err != nil {
 			return err
 		}
-		if !info.Mode().IsRegular() {
-			return fmt.Errorf("%s is not a file", name)
-		}
-		if info.Size() > maxFATFile {
-			return fmt.Errorf("%s has %d bytes, a file on FAT32 has at most %d", name, info.Size(), int64(maxFATFile))
-		}
-		base := filepath.Base(name)
-		if strings.ContainsAny(base, `"*:<>?\|`) || len(base) > 255 {
-			return fmt.Errorf("%s can't have that name on FAT32", name)
-		}
-		// FAT does not tell upper from lower case.
-		if first, dup := seen[strings.ToLower(base)]; dup {
-			return fmt.Errorf("%s and %s would have the same name on the stick", first, name)
-		}
-		seen[strings.ToLower(base)] = name
-		size += info.Size()
 	}
-	// The two tables need 8 bytes for each cluster of 512 (up to 260 MiB) or 4096.
+	if o.Report {
+		if err := add(cargo{name: Report, size: ReportSize}); err != nil {
+			return err
+		}
+	}
+	// The two tables of FAT32 need 8 bytes for each cluster of 512 (up to 260 MiB) or 4096.
 	size = roundUp(max(size+size/32+8*mib, 64*mib), mib)
 
 	return create(out, func(f *os.File) error {
 		start := int64(0)
-		if !wholeDisk {
+		if !o.WholeDisk {
 			start = stickStart
 		}
 		if err := f.Truncate(start + size); err != nil {
 			return err
 		}
-		if !wholeDisk {
+		kind := mbr.Fat32LBA
+		if o.ExFAT {
+			kind = mbr.NTFS // 7, which exFAT shares
+		}
+		if !o.WholeDisk {
 			table := &mbr.Table{
 				LogicalSectorSize: sector, PhysicalSectorSize: sector,
-				Partitions: []*mbr.Partition{{Type: mbr.Fat32LBA, Start: uint32(start / sector), Size: uint32(size / sector)}},
+				Partitions: []*mbr.Partition{{Type: kind, Start: uint32(start / sector), Size: uint32(size / sector)}},
 			}
 			if err := table.Write(f, start+size); err != nil {
 				return fmt.Errorf("partition table: %w", err)
 			}
 		}
-		return newVolume(f, start, size, "LIFEBOAT").fill(files)
+		if o.ExFAT {
+			return newExVolume(f, start, size, "LIFEBOAT").fill(on)
+		}
+		return newVolume(f, start, size, "LIFEBOAT").fill(on)
 	})
 }
 

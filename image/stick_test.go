@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/diskfs/go-diskfs/partition/mbr"
+
+	"lifeboat/fat"
 )
 
 // What is on a stick is checked with dosfstools and mtools, which know FAT from elsewhere.
@@ -50,7 +52,7 @@ func TestStick(t *testing.T) {
 				list = []string{large, filepath.Join(dir, "empty")}
 			}
 			out := filepath.Join(t.TempDir(), "stick.img")
-			if err := Stick(out, test.whole, list); err != nil {
+			if err := Stick(out, StickOptions{WholeDisk: test.whole}, list); err != nil {
 				t.Fatal(err)
 			}
 			at := ""
@@ -101,24 +103,100 @@ func TestStick(t *testing.T) {
 	}
 }
 
+// What is on an exFAT stick is checked with exfatprogs, and with the reader that sticks of others are read by.
+func TestStickExFAT(t *testing.T) {
+	fsck, err := exec.LookPath("/usr/sbin/fsck.exfat")
+	if err != nil {
+		t.Skip("exfatprogs are not installed")
+	}
+	files := map[string]string{
+		"update-1.2.raucb": strings.Repeat("bundle", 100_000), "empty": "", "fifteen_chars_x": "15", "Ümläut 日本 (copy).raucb": "x",
+		strings.Repeat("n", 240) + ".raucb": "long name",
+	}
+	for i := range 100 {
+		files[fmt.Sprintf("another file that makes the folder larger than a cluster %d", i)] = fmt.Sprint(i)
+	}
+	dir := writeFiles(t, files)
+	var list []string
+	for name := range files {
+		list = append(list, filepath.Join(dir, name))
+	}
+	// What does not fit on FAT32 makes it exFAT by itself; the images are sparse.
+	for name, c := range map[string]struct {
+		o    StickOptions
+		size int64
+	}{
+		"small":      {StickOptions{WholeDisk: true, ExFAT: true, Report: true}, 0},
+		"300 MiB":    {StickOptions{WholeDisk: true, ExFAT: true}, 300 * mib},
+		"a full FAT": {StickOptions{WholeDisk: true}, maxFATFile + 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			list := list
+			if c.size > 0 {
+				large := filepath.Join(t.TempDir(), "large.raucb")
+				if err := os.WriteFile(large, []byte("large"), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.Truncate(large, c.size); err != nil {
+					t.Fatal(err)
+				}
+				list = append(list, large)
+			}
+			out := filepath.Join(t.TempDir(), "stick.img")
+			if err := Stick(out, c.o, list); err != nil {
+				t.Fatal(err)
+			}
+			if b, err := exec.Command(fsck, "-n", out).CombinedOutput(); err != nil {
+				t.Errorf("fsck.exfat: %v\n%s", err, b)
+			}
+			f, err := os.Open(out)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			info, err := f.Stat()
+			if err != nil {
+				t.Fatal(err)
+			}
+			fsys, err := fat.Open(f, info.Size())
+			if err != nil {
+				t.Fatal(err)
+			}
+			entries, err := fsys.ReadDir("")
+			if want := len(list); err != nil || len(entries) != want && !(c.o.Report && len(entries) == want+1) {
+				t.Fatalf("%d entries, %v", len(entries), err)
+			}
+			for _, e := range entries {
+				want, known := files[e.Name]
+				if e.Name == Report {
+					want, known = string(blank(ReportSize)), true
+				}
+				file, err := fsys.Open(e.Name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				got := make([]byte, min(file.Size(), mib))
+				if n, err := file.ReadAt(got, 0); n != len(got) {
+					t.Fatal(err)
+				}
+				if known && string(got) != want || !known && (!strings.HasPrefix(string(got), "large") || file.Size() != c.size) {
+					t.Errorf("%.40s: %d bytes", e.Name, file.Size())
+				}
+			}
+		})
+	}
+}
+
 func TestStickRefuses(t *testing.T) {
 	dir := writeFiles(t, map[string]string{"a": "", "b/A": "", "c:d": ""})
-	large := filepath.Join(dir, "large")
-	if err := os.WriteFile(large, nil, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(large, maxFATFile+1); err != nil {
-		t.Fatal(err)
-	}
 	for want, files := range map[string][]string{
 		"same name on the stick": {dir + "/a", dir + "/b/A"},
 		"can't have that name":   {dir + "/c:d"},
 		"is not a file":          {dir},
 		"no such file":           {dir + "/none"},
-		"at most 4294967295":     {large},
 	} {
 		out := filepath.Join(t.TempDir(), "out.img")
-		if err := Stick(out, false, files); err == nil || !strings.Contains(err.Error(), want) {
+		if err := Stick(out, StickOptions{}, files); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %q", err, want)
 		}
 		if left, _ := filepath.Glob(filepath.Dir(out) + "/*"); len(left) > 0 {

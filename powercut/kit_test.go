@@ -123,7 +123,7 @@ func (k *kit) disk(fill map[string]string) *crash.Image {
 func (k *kit) stick(files ...string) *crash.Image {
 	k.t.Helper()
 	out := filepath.Join(k.dir, "stick.img")
-	k.must(image.Stick(out, true, files))
+	k.must(image.Stick(out, image.StickOptions{WholeDisk: true}, files))
 	return k.read(out)
 }
 

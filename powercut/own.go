@@ -51,7 +51,7 @@ func OpenOwn(d *Device, start *crash.Image, bundleFile string) (o *Own, err erro
 	}
 	temp.Close()
 	defer os.Remove(temp.Name()) // its content stays as long as it is open
-	if err := image.Stick(temp.Name(), true, []string{bundleFile}); err != nil {
+	if err := image.Stick(temp.Name(), image.StickOptions{WholeDisk: true}, []string{bundleFile}); err != nil {
 		return nil, err
 	}
 	if o.stick, err = disk.Open(temp.Name(), false); err != nil {

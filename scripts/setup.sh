@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 export DEBIAN_FRONTEND=noninteractive LC_ALL=C
 PATH=$PATH:/usr/sbin:/sbin
 
-tools='qemu-system-x86 squashfs-tools erofs-utils e2fsprogs dosfstools mtools gdisk fdisk kmod
+tools='qemu-system-x86 squashfs-tools erofs-utils e2fsprogs dosfstools exfatprogs mtools gdisk fdisk kmod
 	chromium fonts-dejavu-core rauc cryptsetup-bin openssl cpio zstd xz-utils lz4 mmdebstrap ca-certificates
 	grub-common grub-pc-bin libubootenv-tool dbus-daemon opensc softhsm2'
 

@@ -133,22 +133,27 @@ func keyringBeside(conf string, c *config.Config) string {
 }
 
 func newImageStick() *cobra.Command {
-	var whole bool
+	var o image.StickOptions
 	var out string
 	cmd := &cobra.Command{
-		Use:   "stick [--whole-disk] --out stick.img FILE...",
-		Short: "make a FAT32 stick with files in its root folder",
-		Args:  cobra.MinimumNArgs(1),
+		Use:   "stick [--whole-disk] [--exfat] [--report] --out stick.img FILE...",
+		Short: "make a stick with files in its root folder",
+		Long: `Makes a FAT32 stick, or an exFAT one where a file has 4 GiB or more. --report adds ` + image.Report + `, blank, in which
+the device then writes what it did.`,
+		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, files []string) error {
-			if err := image.Stick(out, whole, files); err != nil {
+			if err := image.Stick(out, o, files); err != nil {
 				return fmt.Errorf("make %s: %w", out, err)
 			}
 			cmd.Printf("made %s with %d files\n", out, len(files))
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&whole, "whole-disk", false, "no partition table: the file system is the whole stick")
-	cmd.Flags().StringVar(&out, "out", "", "the stick image")
+	f := cmd.Flags()
+	f.BoolVar(&o.WholeDisk, "whole-disk", false, "no partition table: the file system is the whole stick")
+	f.BoolVar(&o.ExFAT, "exfat", false, "exFAT also where FAT32 would do")
+	f.BoolVar(&o.Report, "report", false, "with room for the device's report")
+	f.StringVar(&out, "out", "", "the stick image")
 	require(cmd, "out")
 	return cmd
 }

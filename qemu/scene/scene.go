@@ -302,7 +302,7 @@ func (s *Scene) Disk(name string, fill map[string]string, sizes map[string]int64
 // Stick makes a FAT32 stick with a partition table.
 func (s *Scene) Stick(name string, files ...string) (string, error) {
 	out := s.Path(name)
-	return out, image.Stick(out, false, files)
+	return out, image.Stick(out, image.StickOptions{}, files)
 }
 
 // Cmdline is fast, and shows all that lifeboat says and of the kernel what is wrong.
