@@ -312,6 +312,44 @@ func (v *VM) PullStick(name string) error {
 // Reset presses the reset button. The disk keeps every write that the guest saw completed.
 func (v *VM) Reset() error { return v.command("system_reset") }
 
+// Screen returns what a VGA card of the machine (Args "-device", "VGA") shows in text mode: 25 lines of 80 characters,
+// without the blanks at their ends.
+func (v *VM) Screen() (string, error) {
+	p, err := v.running()
+	if err != nil {
+		return "", fmt.Errorf("screen: %w", err)
+	}
+	const memory, columns, lines = 0xb8000, 80, 25
+	out := filepath.Join(v.machine.Dir, "screen.bin")
+	if _, err := p.qmp.call("pmemsave", map[string]any{"val": memory, "size": columns * lines * 2, "filename": out}); err != nil {
+		return "", err
+	}
+	b, err := os.ReadFile(out)
+	if err != nil {
+		return "", err
+	}
+	var text strings.Builder
+	for line := range slices.Chunk(b, columns*2) {
+		row := make([]byte, 0, columns)
+		for i := 0; i < len(line); i += 2 { // character, colour
+			row = append(row, line[i])
+		}
+		text.WriteString(strings.TrimRight(string(row), " \x00") + "\n")
+	}
+	return text.String(), nil
+}
+
+// Key presses a key of the PS/2 keyboard, by QEMU's name for it ("f8"), or lets it go.
+func (v *VM) Key(name string, down bool) error {
+	p, err := v.running()
+	if err != nil {
+		return fmt.Errorf("key %s: %w", name, err)
+	}
+	key := map[string]any{"type": "key", "data": map[string]any{"down": down, "key": map[string]any{"type": "qcode", "data": name}}}
+	_, err = p.qmp.call("input-send-event", map[string]any{"events": []any{key}})
+	return err
+}
+
 // Quit ends QEMU in order: writes under way are completed. It is not a power cut.
 func (v *VM) Quit() error {
 	if err := v.command("quit"); err != nil {

@@ -49,6 +49,25 @@ func (r Reason) String() string {
 	return fmt.Sprintf("reason-%d", uint8(r))
 }
 
+var reasonWords = [reasons]string{
+	None: "nothing stands against it", Exhausted: "it was started several times and never said that it works", ToldBad: "it said itself that it does not work",
+	SealMissing: "it holds no complete system", SealFalse: "its seal is damaged, or not by whom this device trusts", Unreadable: "it cannot be read",
+	VerityError: "its content is damaged", BelowFloor: "it is older than what this device may still run", Installing: "an update to it was not finished",
+	Panic: "its kernel crashed", Watchdog: "it hung", TrialDeadline: "it did not say in time that it works", PowerLoss: "the power went",
+	StateLost: "the boot state was lost", NoSlot: "no copy of the system can be started", NoDisk: "the disk was not found",
+	TwoDisks: "two disks look like this device's own", Requested: "it was asked for",
+}
+
+// Words says a reason token in plain words; one that it does not know stays as it is.
+func Words(token string) string {
+	for r := range reasons {
+		if r.String() == token {
+			return reasonWords[r]
+		}
+	}
+	return token
+}
+
 // Evidence reports whether r is evidence against a system (boot-rules 13): the system itself failed, not the power
 // or the medium.
 func (r Reason) Evidence() bool {
@@ -211,5 +230,10 @@ func FallbackLine(from, to string, r Reason) string {
 }
 
 func RescueLine(r Reason) string { return "rescue reason=" + r.String() }
+
+// FinishedLine is for who put the stick in.
+func FinishedLine(version string) string {
+	return "update to " + version + " finished, remove the stick"
+}
 
 func StartingLine(init string) string { return "starting " + init }

@@ -13,7 +13,8 @@ import (
 // Source is a place from outside where bundles may lie: one stick, or what was staged.
 type Source struct {
 	ID    [8]byte // under which it is guarded
-	Name  string  // for people: "sda"
+	Name  string  // "sda"
+	Label string  // for people: "sda: QEMU HARDDISK 64 MiB"
 	Path  string  // of its block device
 	Asked bool    // its bundles were asked for (boot.Offer)
 }
@@ -179,7 +180,11 @@ func (d *Device) attest(ctx context.Context, slot string, whole bool, seal []byt
 	if whole {
 		role = RoleAttest
 	}
-	a, err := d.run(ctx, role, &job{Seal: seal}, Source{}, slot, nil)
+	var progress func(done, total int64)
+	if seal != nil {
+		progress = d.Progress // the last step of an install
+	}
+	a, err := d.run(ctx, role, &job{Seal: seal}, Source{}, slot, progress)
 	switch {
 	case err != nil:
 		d.Say(fmt.Sprintf("slot %s cannot be judged: %v", d.Name(slot), err))

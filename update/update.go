@@ -71,12 +71,13 @@ type Device struct {
 	Outside Outside // nil: nothing outside can be looked at
 	Slots   Slots
 
-	Name     func(slot string) string // "rootfs.0 (A)"
-	Bootname func(slot string) string // "A"
-	Say      func(line string)        // to console and kernel log
-	Progress func(done, total int64)  // of an install, bytes; may be nil
-	Screen   func(Rescue)             // shows the rescue screen; may be nil
-	Phase    func(name string)        // a phase of the boot has ended; may be nil
+	Name     func(slot string) string           // "rootfs.0 (A)"
+	Bootname func(slot string) string           // "A"
+	Say      func(line string)                  // to console and kernel log
+	Step     func(s Step, version, slot string) // what is done with what lies outside; may be nil
+	Progress func(done, total int64)            // of an install's step, bytes; may be nil
+	Screen   func(Rescue)                       // shows the rescue screen; may be nil
+	Phase    func(name string)                  // a phase of the boot has ended; may be nil
 
 	Prefer      string        // lifeboat.slot=
 	Rescue      bool          // lifeboat.rescue
@@ -309,7 +310,15 @@ type offer struct {
 	Found
 }
 
+// from installs the best bundle of the sources that is taken, and tells people how that went.
 func (d *Device) from(ctx context.Context, sources []Source, rescue bool) bool {
+	before := len(d.Report.Refused)
+	installed := d.choose(ctx, sources, rescue)
+	d.ended(installed, len(d.Report.Refused) > before)
+	return installed
+}
+
+func (d *Device) choose(ctx context.Context, sources []Source, rescue bool) bool {
 	offers := d.offers(ctx, sources, rescue)
 	if len(offers) == 0 {
 		return false
@@ -361,6 +370,7 @@ func (d *Device) offers(ctx context.Context, sources []Source, rescue bool) []of
 			d.note(src.Name + " is left alone in this boot: it ended its reader too often")
 			continue
 		}
+		d.step(Looking, src.Name, "")
 		a, err := d.scan(ctx, src)
 		if err != nil {
 			d.note(fmt.Sprintf("%s could not be looked at: %v", src.Name, err))
@@ -424,7 +434,8 @@ func (d *Device) install(ctx context.Context, o offer, rescue bool) bool {
 	}
 	if !t.Present {
 		// A bundle that is damaged must not cost the slot anything.
-		if _, err := d.bundleJob(ctx, RoleCheck, o.src, o.Found, "", nil); err != nil {
+		d.step(Checking, o.Offer.Version, t.Slot)
+		if _, err := d.bundleJob(ctx, RoleCheck, o.src, o.Found, "", d.Progress); err != nil {
 			d.failed(o, err, false)
 			return false
 		}
@@ -479,6 +490,7 @@ func (d *Device) write(ctx context.Context, o offer, slot string) bool {
 		return false
 	}
 	d.facts.Seals[slot] = boot.Seal{Status: boot.SealMissing}
+	d.step(Writing, o.Offer.Version, slot)
 	a, err := d.bundleJob(ctx, RoleInstall, o.src, o.Found, slot, d.Progress)
 	if err == nil {
 		err = d.Slots.Sync(slot)
@@ -487,6 +499,7 @@ func (d *Device) write(ctx context.Context, o offer, slot string) bool {
 		d.failed(o, err, true)
 		return false
 	}
+	d.step(ReadingBack, o.Offer.Version, slot)
 	att, seal := d.attest(ctx, slot, true, a.seal)
 	switch {
 	case att.Seal.Status != boot.SealValid || att.Seal.Whole != boot.WholeRight:

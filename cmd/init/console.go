@@ -3,19 +3,17 @@ package main
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"lifeboat/status"
-	"lifeboat/update"
 )
 
-// console is everything that a person may look at: each active console, and the kernel log. A console that does not
-// take what is written to it holds nobody up.
+// console is everything that a person may look at: each active console, the screen where there is one, and the kernel
+// log. A console that does not take what is written to it holds nobody up.
 type console struct {
-	out   []*os.File
+	out   []*terminal
 	kmsg  *os.File
 	quiet bool
 	level string // of kernel messages on the consoles, before they were made to wait
@@ -23,15 +21,44 @@ type console struct {
 
 const noCTTY = unix.O_NOCTTY | unix.O_NONBLOCK
 
-// writeLimit is how long one line may take on one console.
-const writeLimit = 500 * time.Millisecond
+// terminal is one console. A screen is drawn anew; all others get lines.
+type terminal struct {
+	*os.File
+	screen bool      // a virtual terminal
+	active bool      // the kernel's messages go there too
+	stuck  time.Time // until then nothing is written: it did not take what was
+}
+
+const (
+	writeLimit = 500 * time.Millisecond // how long one write may take on one console
+	stuckFor   = 10 * time.Second       // how long one that took longer is left alone
+)
+
+// write is bounded in time.
+func (t *terminal) write(text string) {
+	now := time.Now()
+	if now.Before(t.stuck) {
+		return
+	}
+	_ = t.SetWriteDeadline(now.Add(writeLimit))
+	if _, err := t.WriteString(text); err != nil {
+		t.stuck = time.Now().Add(stuckFor)
+	}
+}
 
 func openConsole(quiet bool) *console {
 	c := &console{quiet: quiet}
 	c.kmsg, _ = os.OpenFile("/dev/kmsg", os.O_WRONLY, 0)
-	for name := range strings.FieldsSeq(readTrimmed("/sys/class/tty/console/active")) {
+	const screen = "tty0" // the virtual terminal that is shown
+	names := strings.Fields(readTrimmed("/sys/class/tty/console/active"))
+	active := len(names)
+	if !slices.Contains(names, screen) {
+		names = append(names, screen) // whoever stands there with a stick looks at it, wherever the messages go
+	}
+	for i, name := range names {
 		if f, err := os.OpenFile("/dev/"+name, os.O_WRONLY|noCTTY, 0); err == nil {
-			c.out = append(c.out, f)
+			n, vt := strings.CutPrefix(name, "tty")
+			c.out = append(c.out, &terminal{File: f, screen: vt && n[0] >= '0' && n[0] <= '9', active: i < active})
 		}
 	}
 	c.hush()
@@ -75,7 +102,7 @@ func (c *console) unhush() {
 }
 
 // loud begins the lines that are shown even when the command line says quiet.
-var loud = [...]string{"refused ", "fallback ", "rescue ", "installing ", "installed ", "boot "}
+var loud = [...]string{"refused ", "fallback ", "rescue ", "installing ", "installed ", "boot ", "update "}
 
 // say writes one line to the kernel log and to the consoles. In the kernel log it has the level debug: the kernel
 // would print it a second time otherwise.
@@ -103,76 +130,29 @@ func (c *console) log(line string) {
 }
 
 func (c *console) print(text string) {
-	for _, f := range c.out {
-		_ = f.SetWriteDeadline(time.Now().Add(writeLimit))
-		_, _ = f.WriteString(text)
-	}
-}
-
-// progress returns a function that says how far an install is, once for each tenth.
-func (c *console) progress() func(done, total int64) {
-	last := int64(-1)
-	return func(done, total int64) {
-		if tenth := done * 10 / total; tenth != last {
-			last = tenth
-			c.say(fmt.Sprintf("%d %% of %d MiB", tenth*10, total>>20))
+	for _, t := range c.out {
+		if t.active {
+			t.write(text)
 		}
 	}
 }
 
-// rescueScreen says what happened, what was seen and what to do, in the words of who stands in front of the device.
-func (d *device) rescueScreen(r update.Rescue) {
-	var b strings.Builder
-	b.WriteString("\x1b[2J\x1b[H\n")
-	p := func(format string, args ...any) { fmt.Fprintf(&b, "  "+format+"\n", args...) }
-	p("=== lifeboat rescue: this device needs an update stick ===")
-	p("")
-	p("Device: %s", d.cfg.Compatible)
-	switch r.Reason {
-	case status.NoDisk:
-		p("Its disk was not found: %s", d.found.why)
-	case status.TwoDisks:
-		p("Two disks look like this device's own: %s", d.found.why)
-	default:
-		p("No copy of the system can be started:")
-		for _, s := range r.State.Slots {
-			why := s.Reason
-			switch {
-			case s.ManifestHash == "" && why == "":
-				why = "empty"
-			case why == "" && s.Excluded:
-				why = "excluded"
-			case why == "" && s.Tries == 0:
-				why = status.Exhausted.String()
-			case why == "":
-				why = "may be started"
-			}
-			p("  %s  version %s  %s", status.SlotName(s.Slot, s.Bootname), orNone(s.Version), why)
+// draw shows a page in place of what is on the screens.
+func (c *console) draw(page string) {
+	for _, t := range c.out {
+		if t.screen {
+			// Line by line over what was there, then the rest is cleared: it does not flicker.
+			t.write("\x1b[H" + strings.ReplaceAll("\n"+page, "\n", "\x1b[K\n") + "\x1b[J")
 		}
 	}
-	p("")
-	if len(r.Sources) == 0 {
-		p("Sticks: none seen")
-	}
-	for _, s := range r.Sources {
-		p("Stick: %s", s.Name)
-	}
-	for _, f := range r.Refused {
-		p("  %s was refused (code %02d): %s", f.File, f.Code, f.Text)
-	}
-	p("")
-	p("What to do: plug in a USB stick (FAT32) with a bundle (*.raucb) for this device")
-	p("in its top folder or in /updates. It is found by itself; do not switch off.")
-	if !r.Retry.IsZero() {
-		p("A copy of the system is tried again in %s.", time.Until(r.Retry).Round(time.Second))
-	}
-	b.WriteString("\n")
-	d.con.print(b.String())
 }
 
-func orNone(s string) string {
-	if s == "" {
-		return "(none)"
+// show draws a page on the screens and prints it on all other consoles.
+func (c *console) show(page string) {
+	c.draw(page)
+	for _, t := range c.out {
+		if t.active && !t.screen {
+			t.write("\n" + page + "\n")
+		}
 	}
-	return s
 }

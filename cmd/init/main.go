@@ -70,6 +70,10 @@ type device struct {
 	doors   *doors
 	found   resolved
 	report  *status.Report
+	usb     *sticks // nil: no stick can be seen
+	show    *display
+	moved   context.CancelCauseFunc // ends a boot whose disk has changed
+	lost    bool                    // something of the disk went away in this boot
 }
 
 // run is one boot: a list of phases. It returns only after a fault.
@@ -91,14 +95,25 @@ func run() {
 	d.watch, _ = disk.Watch()
 	loadModules(d.con, filepath.Join(config.Dir, "modules"))
 	d.clock.phase("modules")
-	d.resolve()
-	d.clock.phase("devices")
-	u := d.device()
+	d.show = newDisplay(d)
+	if list := filepath.Join(config.Dir, "modules.usb"); d.watch != nil && len(readTrimmed(list)) > 0 {
+		d.usb = &sticks{d: d, modules: list}
+	}
 	end := lastEnd()
-	started, err := u.Boot(context.Background(), end)
-	if err != nil {
-		d.con.alarm(err.Error())
-		return
+	var u *update.Device
+	var started update.Started
+	for {
+		d.resolve()
+		d.clock.phase("devices")
+		ctx, cancel := context.WithCancelCause(context.Background())
+		d.moved, d.lost = cancel, false
+		u = d.device()
+		var err error
+		if started, err = u.Boot(ctx, end); err == nil {
+			break
+		}
+		d.con.alarm(context.Cause(ctx).Error())
+		end = status.None // that boot ended in rescue
 	}
 	d.clock.phase("root")
 	d.trust = u.Trust
@@ -131,9 +146,9 @@ func (d *device) configure() error {
 func (d *device) device() *update.Device {
 	u := &update.Device{
 		Store: d.store(), Policy: boot.PolicyOf(d.cfg, d.trust.Floor), Trust: d.trust, Class: d.cfg.BootSlots()[0].Class, Slots: &slotDoor{d: d, Slots: crew.Slots{Path: d.slotPath}},
-		Crew: d.workers(), Say: d.con.say, Screen: d.rescueScreen, Phase: d.clock.phase, Report: d.report,
+		Crew: d.workers(), Say: d.con.say, Screen: d.show.rescue, Phase: d.clock.phase, Report: d.report,
 		Rescue: d.cmd.Rescue, RescueRetry: d.cfg.Rescue.Retry, Chance: chance(),
-		Name: d.slotName, Bootname: d.bootname, Progress: d.con.progress(),
+		Name: d.slotName, Bootname: d.bootname, Step: d.show.step, Progress: d.show.progress, Clock: (*rest)(d),
 	}
 	for _, s := range d.cfg.BootSlots() {
 		if b, ok := d.found.slots[s.Name]; ok && (u.Room == 0 || b.Size < u.Room) {
@@ -145,8 +160,8 @@ func (d *device) device() *update.Device {
 	} else if d.cmd.Slot != "" {
 		d.con.say(fmt.Sprintf("lifeboat.slot=%s: there is no such slot", d.cmd.Slot))
 	}
-	if list := filepath.Join(config.Dir, "modules.usb"); d.watch != nil && len(readTrimmed(list)) > 0 {
-		u.Outside = &sticks{d: d, modules: list}
+	if d.usb != nil {
+		u.Outside = d.usb
 	}
 	return u
 }
@@ -204,21 +219,47 @@ func (s *sticks) Sources(context.Context) []update.Source {
 	}
 	var out []update.Source
 	for _, st := range found {
-		src := update.Source{Name: st.Block.Name, Path: st.Block.Path()}
+		src := update.Source{Name: st.Block.Name, Label: st.Label, Path: st.Block.Path()}
 		copy(src.ID[:], st.ID)
 		out = append(out, src)
 	}
 	return out
 }
 
-func (s *sticks) Wait(_ context.Context, t time.Duration) bool {
-	changed, err := s.d.watch.Wait(t)
-	if err != nil {
-		time.Sleep(min(t, time.Second))
-		return true
-	}
+func (s *sticks) Wait(ctx context.Context, t time.Duration) bool {
+	changed := s.d.wait(ctx, t)
 	if changed {
 		usb.Settle(s.d.watch, sysfs, s.d.cfg.USB.Settle)
+	}
+	return changed
+}
+
+// rest is update.Clock: waiting in rescue.
+type rest device
+
+func (r *rest) Now() time.Time { return time.Now() }
+
+func (r *rest) Sleep(ctx context.Context, t time.Duration) {
+	for end := time.Now().Add(t); ctx.Err() == nil && time.Now().Before(end); {
+		(*device)(r).wait(ctx, time.Until(end))
+	}
+}
+
+// wait waits until a device came or went, at most t. It keeps what the screen says of time true, and ends the boot when
+// more of the device's own disk has appeared.
+func (d *device) wait(ctx context.Context, t time.Duration) (changed bool) {
+	for end := time.Now().Add(t); !changed && ctx.Err() == nil && time.Now().Before(end); {
+		d.show.tick()
+		step := min(time.Until(end), time.Second)
+		var err error
+		if d.watch != nil {
+			changed, err = d.watch.Wait(step)
+		}
+		if d.watch == nil || err != nil {
+			time.Sleep(step)
+			changed = err != nil
+		}
+		d.look() // at each turn: others wait for events too, and may have taken that of a disk
 	}
 	return changed
 }

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -47,7 +49,7 @@ func (d *device) resolve() {
 			shown = d.found.reason
 			d.con.say(status.RescueLine(shown))
 			d.con.alarm(d.found.why)
-			d.rescueScreen(update.Rescue{Reason: shown})
+			d.show.rescue(update.Rescue{Reason: shown})
 		}
 		wait := time.Second
 		if waited > diskWait {
@@ -59,10 +61,47 @@ func (d *device) resolve() {
 		if d.watch == nil || err != nil {
 			time.Sleep(50 * time.Millisecond)
 		}
+		d.show.tick()
 	}
 	if !d.found.hasAll {
 		d.con.say("not every configured partition is there: " + d.found.why)
 	}
+}
+
+var errMoved = errors.New("more of this device's disk has appeared: starting over")
+
+// look ends a boot that waits in rescue when the disk has more to it than what that boot began with: it came late, or
+// came back.
+func (d *device) look() {
+	blocks, err := disk.Blocks(sysfs)
+	if err != nil {
+		return
+	}
+	var over bool
+	if over, d.lost = resolve(d.cfg, blocks).since(d.found, d.lost); over {
+		d.moved(errMoved)
+	}
+}
+
+// since reports whether it is worth to start over with r, after old: more of it is there, or something that was lost is
+// back. lost says that something of old was missing once.
+func (r resolved) since(old resolved, lost bool) (over, stillLost bool) {
+	switch now, then := r.parts(), old.parts(); {
+	case now < then:
+		return false, true
+	case now > then, lost, r.state != old.state, !maps.Equal(r.slots, old.slots):
+		return r.reason == status.None, false
+	}
+	return false, false
+}
+
+// parts is how many of the device's partitions are there for sure.
+func (r resolved) parts() int {
+	n := len(r.slots)
+	if r.state.Name != "" {
+		n++
+	}
+	return n
 }
 
 // resolve is pure. Slots and state lie on one disk. Disks behind USB are no candidates unless the configuration names

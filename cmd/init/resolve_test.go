@@ -95,3 +95,44 @@ func TestFileSystem(t *testing.T) {
 		}
 	}
 }
+
+// Rescue starts over for a disk that has more to it, or that came back; not for one that lost something and not for a
+// second one.
+func TestSince(t *testing.T) {
+	a, b := disk.Block{Name: "vda1", Disk: "vda"}, disk.Block{Name: "vda2", Disk: "vda"}
+	moved := disk.Block{Name: "vdb1", Disk: "vdb"}
+	state := disk.Block{Name: "vda3", Disk: "vda"}
+	slots := func(b ...disk.Block) map[string]disk.Block {
+		m := map[string]disk.Block{}
+		for i, b := range b {
+			m[string(rune('0'+i))] = b
+		}
+		return m
+	}
+	whole := resolved{hasAll: true, state: state, slots: slots(a, b)}
+	part := resolved{state: state, slots: slots(a)}
+	two := resolved{reason: status.TwoDisks}
+	for _, tt := range []struct {
+		name     string
+		now, old resolved
+		lost     bool
+		over     bool
+		still    bool
+	}{
+		{"the same", whole, whole, false, false, false},
+		{"the same, after something was lost", whole, whole, true, true, false},
+		{"a slot came", whole, part, false, true, false},
+		{"the state came", whole, resolved{slots: slots(a, b)}, false, true, false},
+		{"a slot went", part, whole, false, false, true},
+		{"it is still away", part, whole, true, false, true},
+		{"it came back as another", resolved{hasAll: true, state: state, slots: slots(moved, b)}, whole, false, true, false},
+		{"all of it went", resolved{reason: status.NoDisk}, whole, false, false, true},
+		{"a second one came", two, whole, false, false, true},
+		{"two where there was nothing", two, resolved{reason: status.NoDisk}, false, false, false},
+	} {
+		over, still := tt.now.since(tt.old, tt.lost)
+		if over != tt.over || still != tt.still {
+			t.Errorf("%s: over %t, lost %t", tt.name, over, still)
+		}
+	}
+}

@@ -64,7 +64,7 @@ func TestStickChanges(t *testing.T) {
 		moments = append(
 			moments,
 			moment{"checked", `lifeboat: installing 2\.0 to rootfs\.1 \(B\)\n`, c},
-			moment{"being installed", `lifeboat: [1-9]0 % of \d+ MiB\n`, c},
+			moment{"being installed", `lifeboat: writing [1-9]\d? % of \d+ MiB`, c},
 		)
 	}
 	moments = append(moments, moment{change: changes[3]}, moment{change: changes[6]})

@@ -1,0 +1,82 @@
+package story
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"lifeboat/qemu"
+	"lifeboat/qemu/scene"
+	"lifeboat/qemu/testsystem"
+)
+
+// A technician in front of a device whose slots are both dead: the screen of the machine says what is wrong in plain
+// words, sees the sticks, shows how far the update is, and how it ended. The light says so too.
+func TestTechnician(t *testing.T) {
+	t.Parallel()
+	d := special(t, scene.Options{Config: map[string]string{"usb led": "input0::capslock"}})
+	image := d.disk(t, "technician")
+	edit(t, image, "rootfs.0", func(b []byte) { clear(b[len(b)-128<<10:]) })
+	foreign := d.update(t, "1.9", testsystem.Good, testsystem.Options{}, scene.BundleOptions{Compatible: "another-device"})
+	stick := d.update(t, "2026.11-2", testsystem.Good, testsystem.Options{}, scene.BundleOptions{})
+	m := d.Machine(image)
+	m.Kernel = filepath.Join(d.Kernel.Root, "vmlinuz") // vmlinux gets no word of a screen
+	m.Args = []string{"-device", "VGA", "-smbios", "type=1,serial=SN-4711"}
+	vm := scene.Start(t, m)
+	see := func(lines ...string) string {
+		t.Helper()
+		var screen string
+		for end := time.Now().Add(scene.Patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+			var err error
+			if screen, err = vm.Screen(); err != nil {
+				t.Fatal(err)
+			}
+			missing := 0
+			for _, l := range lines {
+				if !strings.Contains(screen, l) {
+					missing++
+				}
+			}
+			if missing == 0 {
+				return screen
+			}
+		}
+		t.Fatalf("the screen does not show %q but\n%s", lines, screen)
+		return ""
+	}
+	vm.Expect(scene.Patience, `lifeboat: rescue reason=no-slot\n`)
+	vm.Expect(scene.Patience, `Serial number: SN-4711\n`)
+	vm.Expect(scene.Patience, `rootfs\.0 \(A\)  version 1\.0: it holds no complete system\n`)
+	see("this device needs an update stick", "Device: lifeboat-demo", "Serial number: SN-4711", "rootfs.0 (A)  version 1.0: it holds no complete system",
+		"rootfs.1 (B)  version (none): ", "Sticks: none seen", "What to do: plug in a USB stick")
+	vm.PlugStick(qemu.Stick{Name: "foreign", File: foreign})
+	vm.Expect(scene.Patience, `update\.raucb was refused \(code 27\): `)
+	see("Stick: sda: QEMU HARDDISK", "update.raucb was refused (code 27): ", "It is for another device.")
+	vm.PlugStick(qemu.Stick{Name: "right", File: stick})
+	see("Version 2026.11-2 goes to rootfs.", "Step 2 of 3: writing", " % of ")
+	vm.Expect(scene.Patience, `lifeboat: update to 2026\.11-2 finished, remove the stick\n`)
+	if v := vm.Ready(); v != "2026.11-2" {
+		t.Fatalf("version %s", v)
+	}
+	see("update to 2026.11-2 finished, remove the stick")
+	if got := vm.Run("cat", "/sys/class/leds/input0::capslock/brightness"); got != "1" {
+		t.Errorf("the light is %s at the end", got)
+	}
+}
+
+// A disk in rescue that is taken out and comes back, repaired, is taken up at once.
+func TestDiskComesBack(t *testing.T) {
+	t.Parallel()
+	d := needDevice(t)
+	dead := d.disk(t, "dead")
+	edit(t, dead, "rootfs.0", func(b []byte) { clear(b[len(b)-128<<10:]) })
+	m := d.Machine("")
+	m.Bay, m.Sticks = true, []qemu.Stick{{Name: "dead", File: dead, Bay: true}}
+	vm := scene.Start(t, m)
+	vm.Expect(scene.Patience, `lifeboat: rescue reason=no-slot\n`)
+	vm.PullStick("dead")
+	vm.PlugStick(qemu.Stick{Name: "repaired", File: d.disk(t, "repaired"), Bay: true})
+	vm.Expect(scene.Patience, `lifeboat: more of this device's disk has appeared: starting over\n`)
+	boots(t, vm, 1, "A", "1.0", "trial tries=2")
+}
