@@ -97,7 +97,8 @@ type Decision struct {
 // Begin opens a boot: it counts it, accounts for how the last one ended and says whether sources outside may be
 // looked at in this one. end is how the last boot ended as far as hardware and kernel know: status.Watchdog,
 // status.Panic or status.None. Where look is true and outside is, the State must be durable before anything from
-// outside is touched (rule 2).
+// outside is touched (rule 2). Where the State's Mark is MarkStaged, what is staged is looked at first, and the State must
+// be durable before that; [Looking] is what has to be before sticks are looked at then.
 func Begin(s State, end status.Reason, outside bool, p Policy) (next State, look bool) {
 	s = s.Clone()
 	s.arrange(p)
@@ -122,22 +123,42 @@ func Begin(s State, end status.Reason, outside bool, p Policy) (next State, look
 	} else {
 		s.Cuts++
 		id := guardUSB
-		if s.Install.Target != "" {
+		switch {
+		case s.Install.Target != "":
 			id = GuardID(s.Install.Manifest)
+		case s.Mark == MarkStaged && !s.Staged.None():
+			id = GuardID(s.Staged.Manifest)
 		}
 		s.guard(id, false)
 		s.log(p, status.EventCut, s.Install.Target, status.PowerLoss, 0, s.Install.Manifest)
 	}
 	look = outside
-	if look && (s.Cuts >= 2 || s.Guarded(guardUSB)) {
+	staged := s.looksStaged(p)
+	if (look || staged) && s.Cuts >= 2 {
 		// What kills the boot before it commits must not starve it: the slots come first, once (rule 15).
-		look, s.Cuts = false, 0
+		look, staged, s.Cuts = false, false, 0
+	}
+	if look && s.Guarded(guardUSB) {
+		look = false
+		if !staged {
+			s.Cuts = 0
+		}
 	}
 	s.Mark = MarkNone
-	if look {
+	switch {
+	case staged:
+		s.Mark = MarkStaged
+	case look:
 		s.Mark = MarkUSB
 	}
 	return s, look
+}
+
+// Looking says that sticks are looked at from now on, after what was staged.
+func Looking(s State) State {
+	s = s.Clone()
+	s.Mark = MarkUSB
+	return s
 }
 
 // Absorb brings the entries in line with what was found on the slots (rules 8, 10, 14). look and attest name slots

@@ -22,6 +22,7 @@ type Verdict struct {
 	Take bool
 	Code int    // of a refusal (reference/trust.md section 1); 0: nothing is wrong with it, there is nothing to do
 	Why  string // in words, when it is not taken
+	Wait bool   // a later boot may take it
 }
 
 // Judge says whether a bundle is to be installed (rules 11, 13, 15, 19): by itself when it is newer, or, where the policy
@@ -65,7 +66,7 @@ func Judge(s State, o Offer, rescue bool, p Policy) Verdict {
 		return Verdict{Why: "it has no version, so it is never chosen by itself"}
 	}
 	if s.Unproven {
-		return Verdict{Why: "the state was lost; nothing is installed until a slot has said good"}
+		return Verdict{Wait: true, Why: "the state was lost; nothing is installed until a slot has said good"}
 	}
 	if i := slices.IndexFunc(s.Falls, func(f Fall) bool { return f.Manifest == o.Manifest }); i >= 0 && !o.Asked {
 		fall := s.Falls[i]
@@ -73,11 +74,11 @@ func Judge(s State, o Offer, rescue bool, p Policy) Verdict {
 			return Verdict{Code: 31, Why: fmt.Sprintf("it fell back here (%s) and is not installed again by itself", fall.Evidence)}
 		}
 		if s.Boot < fall.Next {
-			return Verdict{Code: 31, Why: fmt.Sprintf("it fell back here %d times and is tried again at boot %d", fall.Rounds, fall.Next)}
+			return Verdict{Code: 31, Wait: true, Why: fmt.Sprintf("it fell back here %d times and is tried again at boot %d", fall.Rounds, fall.Next)}
 		}
 	}
 	if s.Guarded(GuardID(o.Manifest)) {
-		return Verdict{Code: 31, Why: "it ended its installer too often and is tried again ever more rarely"}
+		return Verdict{Code: 31, Wait: true, Why: "it ended its installer too often and is tried again ever more rarely"}
 	}
 	return Verdict{Take: true}
 }
@@ -200,12 +201,16 @@ func Installed(s State, target string, seal Seal, p Policy) State {
 	s.toFront(target)
 	s.Install = Install{}
 	s.unguard(GuardID(seal.Manifest))
+	if s.isStaged(seal.Manifest) {
+		s.Staged = Staged{}
+	}
 	s.log(p, status.EventInstalled, target, status.None, 0, seal.Manifest)
 	return s
 }
 
 // Refuse takes back a noted install that was refused or failed (rule 10). wiped: the target's old seal is gone.
-// seen: PID 1 saw its worker end badly, which counts against the bundle (rule 15); a finished refusal clears that.
+// seen: PID 1 saw its worker end badly, which counts against the bundle (rule 15); a finished refusal clears that. What was
+// staged and is refused for ever is staged no more; where a medium failed it stays, and is tried ever more rarely.
 func Refuse(s State, o Offer, wiped, seen bool, code int, p Policy) State {
 	s = s.Clone()
 	target := s.Install.Target
@@ -215,10 +220,14 @@ func Refuse(s State, o Offer, wiped, seen bool, code int, p Policy) State {
 	if s.Entry(target).Reason != status.Unreadable {
 		s.Install = Install{} // else it is an older one, of which nobody knows yet how far it came
 	}
-	if seen {
+	staged := s.isStaged(o.Manifest)
+	if seen || staged && code == codeIO {
 		s.guard(GuardID(o.Manifest), true)
 	} else {
 		s.unguard(GuardID(o.Manifest))
+	}
+	if staged && !seen && Lasting(code) {
+		s.Staged = Staged{}
 	}
 	s.log(p, status.EventRefused, target, status.None, code, o.Manifest)
 	return s

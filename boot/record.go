@@ -50,8 +50,7 @@ const (
 	fieldNames    = 13
 	fieldTrust    = 14
 	fieldTimed    = 15 // events with their times
-
-	newestField = fieldTimed
+	fieldStaged   = 16
 )
 
 var (
@@ -108,6 +107,9 @@ func (w *writer) field(kind uint8, body func(*writer)) {
 func (s State) Encode() ([]byte, error) {
 	if len(s.Slots) > MaxSlots || len(s.Falls) > MaxFalls || len(s.Guards) > MaxGuards || len(s.Events) > MaxEvents || len(s.Names) > MaxSlots {
 		return nil, fmt.Errorf("encode state record: too many entries")
+	}
+	if len(s.Staged.Version) > MaxVersion {
+		return nil, fmt.Errorf("encode state record: the version of what is staged is too long")
 	}
 	w := &writer{b: make([]byte, recordHeader, RecordSize)}
 	w.field(fieldBoot, func(w *writer) { w.u64(s.Boot) })
@@ -168,6 +170,14 @@ func (s State) Encode() ([]byte, error) {
 	})
 	if s.Trust != (Trust{}) {
 		w.field(fieldTrust, func(w *writer) { w.raw(s.Trust.File[:]); w.raw(s.Trust.Pending[:]) })
+	}
+	if !s.Staged.None() {
+		w.field(fieldStaged, func(w *writer) {
+			w.u64(uint64(s.Staged.Offset))
+			w.u64(uint64(s.Staged.Size))
+			w.raw(s.Staged.Manifest[:])
+			w.str(s.Staged.Version)
+		})
 	}
 	w.raw(s.unknown)
 	if over := len(w.b) - RecordSize; over > 0 && len(s.Events) > 0 {
@@ -320,10 +330,17 @@ func Decode(b []byte) (State, error) {
 		case fieldTrust:
 			copy(s.Trust.File[:], r.raw(32))
 			copy(s.Trust.Pending[:], r.raw(32))
+		case fieldStaged:
+			s.Staged.Offset, s.Staged.Size = int64(r.u64()), int64(r.u64())
+			copy(s.Staged.Manifest[:], r.raw(32))
+			s.Staged.Version = r.str(MaxVersion)
+			if s.Staged.Offset < 0 || s.Staged.None() {
+				r.bad = true
+			}
 		default:
-			s.unknown = append(s.unknown, start[:fieldHeader+len(body)]...)
+			s.unknown, r.b = append(s.unknown, start[:fieldHeader+len(body)]...), nil
 		}
-		if r.bad || len(r.b) > 0 && kind <= newestField && kind > 0 {
+		if r.bad || len(r.b) > 0 {
 			// A known field of another length is not of this format.
 			return State{}, fmt.Errorf("%w: field %d", ErrRecord, kind)
 		}

@@ -24,7 +24,7 @@ func fullState() State {
 		Names: []Name{{long("n", MaxSlot), long("b", MaxSlot)}, {a, "A"}, {b, "B"}, {"", ""}},
 		Wish:  long("w", MaxSlot), Rescue: Rescue{Slot: long("r", MaxSlot), Waits: 255, Stick: true},
 		Last: Last{Slot: long("l", MaxSlot), Trial: true}, Unproven: true,
-		Trust: Trust{File: hash("trust"), Pending: hash("pending")},
+		Trust: Trust{File: hash("trust"), Pending: hash("pending")}, Staged: Staged{Offset: 1 << 20, Size: 1<<63 - 1, Manifest: hash("staged"), Version: long("7", MaxVersion)},
 	}
 	for i := range MaxSlots {
 		s.Slots = append(s.Slots, Entry{
@@ -248,6 +248,8 @@ func TestRecordMalformed(t *testing.T) {
 		"the same slot twice":         with(t, state(entry(a, "1")), slotField),
 		"name of a slot of 25 bytes":  with(t, State{}, field(fieldWish, append([]byte{25}, make([]byte, 25)...))),
 		"name longer than its field":  with(t, State{}, field(fieldWish, []byte{9, 'x'})),
+		"what is staged, of no size":  with(t, State{}, field(fieldStaged, make([]byte, 49))),
+		"what is staged, at -1":       with(t, State{}, field(fieldStaged, append(bytes.Repeat([]byte{255}, 8), append([]byte{1}, make([]byte, 40)...)...))),
 		"empty field for the install": with(t, State{}, field(fieldInstall, nil)),
 	} {
 		if _, err := Decode(b); !errors.Is(err, ErrRecord) {
@@ -265,6 +267,7 @@ func TestEncodeLimits(t *testing.T) {
 		"name":    func(s *State) { s.Slots[0].Slot += "x" },
 		"names":   func(s *State) { s.Names = append(s.Names, Name{}) },
 		"version": func(s *State) { s.Slots[0].Version += "x" },
+		"staged":  func(s *State) { s.Staged.Version += "x" },
 	} {
 		s := fullState()
 		change(&s)

@@ -32,6 +32,7 @@ type State struct {
 	Boot     uint64  // boots counted so far
 	Slots    []Entry // in the order in which they are tried
 	Install  Install // noted beside the target's entry while it is under way
+	Staged   Staged
 	Floors   Floors
 	Trust    Trust
 	Falls    []Fall  // bundles that fell back, newest last
@@ -109,6 +110,7 @@ const (
 	MarkNone   Mark = iota
 	MarkUSB         // USB modules and sticks
 	MarkRescue      // a stick in rescue
+	MarkStaged      // what is staged
 )
 
 // Rescue is where rescue stands (rule 18).
@@ -160,6 +162,7 @@ type Policy struct {
 	Floors            Floors   // built in
 	Different         bool     // a bundle is taken by itself when it is no slot's, newer or not
 	MinVersion        string   // below it nothing is installed; what is installed is booted
+	Staging           bool     // there is a place where a bundle may be staged
 }
 
 // PolicyOf returns what a configuration says. floor is the time that is built into the initramfs, seconds since 1970.
@@ -167,7 +170,7 @@ func PolicyOf(c *config.Config, floor int64) Policy {
 	p := Policy{
 		Attempts: uint8(c.BootAttempts), ConfirmedAttempts: uint8(c.ConfirmedAttempts),
 		Secure: c.Fallback == "secure", Floors: Floors{Time: floor}, MinVersion: c.MinVersion,
-		Different: c.USB.Policy == "different",
+		Different: c.USB.Policy == "different", Staging: c.StagingDevice != "",
 	}
 	for _, s := range c.BootSlots() {
 		p.Slots = append(p.Slots, s.Name)
@@ -319,6 +322,9 @@ func (s State) Status(p Policy) status.State {
 			v.Authenticity = Authenticity(e.Local)
 		}
 		out.Slots = append(out.Slots, v)
+	}
+	if g := s.Staged; !g.None() {
+		out.Staged = &status.Staged{Version: g.Version, ManifestHash: g.Manifest.String(), Size: g.Size, Waits: s.Guarded(GuardID(g.Manifest))}
 	}
 	for _, e := range s.Events {
 		v := status.Event{Boot: uint64(e.Boot), Time: int64(e.Time), Event: e.Kind.String(), Reason: e.Reason.String(), Code: int(e.Code)}

@@ -31,6 +31,7 @@ func TestWalk(t *testing.T) {
 	}
 	t.Logf("LIFEBOAT_SEED=%d", seed)
 	for _, p := range []Policy{available, secure} {
+		p.Staging = true
 		for i := range uint64(walks) {
 			w := &walk{rig: newRig(t, p, sealOf("1"), Seal{Status: SealMissing}), rng: rand.New(rand.NewPCG(seed, i)), healthy: map[Hash]bool{hash("1"): true}, next: 2, count: map[string]int{}}
 			w.durable = Factory(map[string]Seal{a: sealOf("1")}, p)
@@ -51,6 +52,7 @@ type walk struct {
 	healthy map[Hash]bool // systems that say good
 	next    int           // version of the next new bundle
 	stick   string        // version of the bundle that is plugged in, "": none
+	staged  Offer         // what was staged last
 	count   map[string]int
 	truth   map[string]Seal // the medium as it was before this boot, which may be unable to read it
 	trace   []string
@@ -85,10 +87,17 @@ func (w *walk) step() {
 		w.medium[slot] = Seal{Status: []SealStatus{SealMissing, SealFalse}[w.rng.IntN(2)]}
 	case n < 10:
 		w.say("both copies of the record are lost")
+		w.staged = Offer{}
 		sequence := w.durable.Sequence
 		w.durable = Rebuild(w.medium, w.p)
 		w.durable.Sequence = sequence
 		w.count, lost = map[string]int{}, true
+	case n < 14 && w.durable.Boot > 0:
+		w.staged = Offer{Manifest: hash(fmt.Sprint(1 + w.rng.IntN(w.next))), Epoch: 1}
+		w.staged.Version = strings.TrimRight(string(w.staged.Manifest[len("manifest of "):]), "\x00")
+		w.staged.Asked = true
+		w.say("%s is staged", w.staged.Version)
+		w.commit(Stage(w.durable, Staged{Offset: 1 << 20, Size: 1, Manifest: w.staged.Manifest, Version: w.staged.Version}, w.p))
 	default:
 		w.oneBoot()
 	}
@@ -127,13 +136,25 @@ func (w *walk) oneBoot() {
 	end := []status.Reason{status.None, status.None, status.Watchdog, status.Panic}[w.rng.IntN(4)]
 	s, look := Begin(w.durable, end, w.stick != "", w.p)
 	w.facts = Facts{ReadOnly: w.chance(2), Chance: w.rng.Uint64()}
+	if s.Mark == MarkStaged && !w.facts.ReadOnly {
+		w.commit(s)
+		installed, ok := w.lookStaged()
+		if !ok {
+			return
+		}
+		if s = w.durable; installed {
+			look = false
+		} else if look {
+			s = Looking(s)
+		}
+	}
 	if look && !w.facts.ReadOnly {
 		w.commit(s)
 		if w.chance(10) {
 			w.say("cut while USB is looked at")
 			return
 		}
-		if !w.update(false) {
+		if !w.update(offerOf(w.stick), false) {
 			return
 		}
 		s = w.durable
@@ -146,7 +167,7 @@ func (w *walk) oneBoot() {
 	if d.Action == GoRescue {
 		w.say("rescue reason=%s", d.Reason)
 		if w.stick != "" && !w.facts.ReadOnly && w.chance(50) {
-			if !w.update(true) {
+			if !w.update(offerOf(w.stick), true) {
 				return
 			}
 			d = w.decide(w.durable)
@@ -214,9 +235,39 @@ func (w *walk) run(d Decision) {
 	}
 }
 
-// update looks at the stick as update.Device does; false: the power was cut.
-func (w *walk) update(rescue bool) bool {
-	o := offerOf(w.stick)
+// lookStaged looks at what is staged, as update.Device does; false: the power was cut. What a boot without a cut leaves is
+// installed or refused, or waits with a reason.
+func (w *walk) lookStaged() (installed, ok bool) {
+	if w.chance(20) {
+		w.say("cut while the staging partition is looked at")
+		return false, false
+	}
+	if w.chance(5) {
+		w.say("the staging partition cannot be read")
+		w.durable = Suspect(w.durable, GuardID(w.staged.Manifest))
+		return false, true
+	}
+	if v := Judge(w.durable, w.staged, false, w.p); !v.Take {
+		w.say("what is staged is not taken: %s", v.Why)
+		if !v.Wait {
+			w.durable = Unstage(w.durable, v.Code, w.p)
+		}
+		if !w.durable.Staged.None() && v.Why == "" {
+			w.t.Error("what is staged is not taken, stays and nobody says why")
+		}
+		return false, true
+	}
+	if !w.update(w.staged, false) {
+		return false, false
+	}
+	if s := w.durable.Staged; !s.None() && !w.durable.Guarded(GuardID(s.Manifest)) && len(w.durable.Guards) == 0 {
+		w.t.Errorf("what is staged was taken, and still is staged: %+v", s)
+	}
+	return w.durable.Staged.None(), true
+}
+
+// update looks at a bundle as update.Device does; false: the power was cut.
+func (w *walk) update(o Offer, rescue bool) bool {
 	if v := Judge(w.durable, o, rescue, w.p); !v.Take {
 		return true
 	}
@@ -242,7 +293,7 @@ func (w *walk) update(rescue bool) bool {
 	if !t.Present {
 		w.guardTarget(s, t.Slot)
 		w.commit(Note(s, t.Slot, o, w.p))
-		w.say("install of %s to %s", w.stick, t.Slot)
+		w.say("install of %s to %s", o.Version, t.Slot)
 		if w.truth[t.Slot].Manifest == o.Manifest {
 			w.count[t.Slot] = 0 // it bears the bundle already, and gets a round if it is right (rules 8, 9)
 		}
@@ -259,7 +310,7 @@ func (w *walk) update(rescue bool) bool {
 			w.say("refused")
 			return true
 		}
-		w.medium[t.Slot] = right(sealOf(w.stick))
+		w.medium[t.Slot] = right(sealOf(o.Version))
 		w.count[t.Slot] = 0
 		if cut("after the seal") {
 			return false
@@ -268,7 +319,7 @@ func (w *walk) update(rescue bool) bool {
 	}
 	w.commit(Installed(s, t.Slot, w.medium[t.Slot], w.p))
 	w.count[t.Slot] = 0
-	w.say("installed %s to %s, present %t", w.stick, t.Slot, t.Present)
+	w.say("installed %s to %s, present %t", o.Version, t.Slot, t.Present)
 	return true
 }
 

@@ -31,7 +31,7 @@ func key(s crash.State) string {
 func TestNested(t *testing.T) {
 	k := newKit(t, nil)
 	d, disk := one(k, k.bundle("2", 0, Healthy))
-	s := scenario{"first install", d, disk, nil, Want{Version: "2", More: 4}}
+	s := scenario{"first install", d, disk, nil, Want{Version: "2", More: 4}, nil}
 	limit := max(4, *states/80_000)
 	if testing.Short() {
 		limit = 3
@@ -98,8 +98,8 @@ func TestRandomDepth(t *testing.T) {
 		n = 20
 	}
 	for _, s := range []scenario{
-		{"healthy update", d, disk, nil, Want{Version: "2", More: 40}},
-		{"update that falls back", falls, fallDisk, nil, Want{Version: "1", More: 8}},
+		{"healthy update", d, disk, nil, Want{Version: "2", More: 40}, nil},
+		{"update that falls back", falls, fallDisk, nil, Want{Version: "1", More: 8}, nil},
 	} {
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()
@@ -142,7 +142,7 @@ func TestCollateral(t *testing.T) {
 	k := newKit(t, nil)
 	d, disk := updates(k, k.bundle("3", 0, Healthy))
 	for _, distance := range []int64{64 << 10, 4 << 20} {
-		s := scenario{fmt.Sprintf("install, %d KiB around a write are lost", distance>>10), d, disk, nil, Want{Version: "3", Collateral: true}}
+		s := scenario{fmt.Sprintf("install, %d KiB around a write are lost", distance>>10), d, disk, nil, Want{Version: "3", Collateral: true}, nil}
 		crash.Crash(t, s.test(crash.Options{Collateral: distance, Limit: 300, Seed: 6}))
 	}
 }
@@ -152,7 +152,7 @@ func TestCollateral(t *testing.T) {
 func TestLyingDisk(t *testing.T) {
 	k := newKit(t, nil)
 	d, disk := updates(k, k.bundle("3", 0, Healthy))
-	s := scenario{"install on a disk that lies about flushes", d, disk, nil, Want{Version: "*", Loose: true, More: 2}}
+	s := scenario{"install on a disk that lies about flushes", d, disk, nil, Want{Version: "*", Loose: true, More: 2}, nil}
 	c := s.test(crash.Options{Lying: true, Random: max(200, *states/2000), Limit: max(200, *states/2000), Seed: 7})
 	if testing.Short() {
 		c.Random, c.Limit = 100, 100
@@ -187,7 +187,7 @@ func TestLyingDisk(t *testing.T) {
 func TestNewestLost(t *testing.T) {
 	k := newKit(t, map[string]string{"fallback policy": "secure"})
 	d, disk := updates(k, k.bundle("3", 1, Healthy))
-	s := scenario{"install and newest record lost", d, disk, nil, Want{Version: "*", Loose: true, More: 2}}
+	s := scenario{"install and newest record lost", d, disk, nil, Want{Version: "*", Loose: true, More: 2}, nil}
 	c := s.test(crash.Options{Limit: 150})
 	c.Check = func(c crash.State) error {
 		mem, _ := c.Mark.(*Memory)

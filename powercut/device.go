@@ -61,6 +61,8 @@ type Device struct {
 	Systems map[boot.Hash]System
 	// Stick is plugged in at every boot; nil: none.
 	Stick Medium
+	// Bundles has the SHA-256 of what may be staged, by manifest hash.
+	Bundles map[boot.Hash][32]byte
 	// NoSource says that USB cannot be looked at; the record then has no mark.
 	NoSource bool
 	// BadWorker makes an installer end badly every time (a hostile bundle).
@@ -102,13 +104,16 @@ func Open(c *config.Config, keyring []byte, image *crash.Image) (*Device, error)
 		return fmt.Errorf("%s: the disk has no partition with the label %q", name, label)
 	}
 	errs := []error{find("state", c.StateDevice)}
+	if c.StagingDevice != "" {
+		errs = append(errs, find(stagingPart, c.StagingDevice))
+	}
 	for _, s := range c.BootSlots() {
 		errs = append(errs, find(s.Name, s.Device))
 	}
 	return d, errors.Join(errs...)
 }
 
-// Part returns where a slot, or "state", lies on the disk.
+// Part returns where a slot, "state" or "staging" lies on the disk.
 func (d *Device) Part(name string) crash.Range { return d.parts[name] }
 
 // Policy is what the configuration says about booting.
@@ -146,25 +151,13 @@ func (d *Device) Boot(on disk.Device, end status.Reason, o Observer) (*Boot, err
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	b := &Boot{}
-	store, err := raw.New(d.section(on, "state"))
+	doors := &doors{d: d, on: on, told: o}
+	clock := &clock{left: patience, end: cancel}
+	u, err := d.update(doors, b)
 	if err != nil {
 		return nil, err
 	}
-	doors := &doors{d: d, on: on, told: o}
-	clock := &clock{left: patience, end: cancel}
-	u := &update.Device{
-		Store: &toldStore{store, o.Committed}, Policy: d.policy, Trust: d.trust, Class: d.Config.BootSlots()[0].Class,
-		Crew: doors, Slots: doors, Clock: clock,
-		Name:     func(slot string) string { return status.SlotName(slot, d.policy.Bootname(slot)) },
-		Bootname: d.policy.Bootname,
-		Say:      func(line string) { b.Lines = append(b.Lines, line) },
-		Report:   &b.Report, RescueRetry: d.Config.Rescue.Retry,
-	}
-	for _, s := range d.policy.Slots {
-		if n := d.parts[s].Len; u.Room == 0 || n < u.Room {
-			u.Room = n
-		}
-	}
+	u.Clock, u.RescueRetry = clock, d.Config.Rescue.Retry
 	if !d.NoSource {
 		u.Outside = &sticks{d: d, clock: clock}
 	}
@@ -176,6 +169,62 @@ func (d *Device) Boot(on disk.Device, end status.Reason, o Observer) (*Boot, err
 	}
 	b.Slot, b.Trial = b.Started.Slot, b.Started.Trial
 	return b, nil
+}
+
+// update is the sequence over the disk behind doors.
+func (d *Device) update(doors *doors, b *Boot) (*update.Device, error) {
+	store, err := raw.New(d.section(doors.on, "state"))
+	if err != nil {
+		return nil, err
+	}
+	u := &update.Device{
+		Store: &toldStore{store, doors.told.Committed}, Policy: d.policy, Trust: d.trust, Class: d.Config.BootSlots()[0].Class,
+		Crew: doors, Slots: doors,
+		Name:     func(slot string) string { return status.SlotName(slot, d.policy.Bootname(slot)) },
+		Bootname: d.policy.Bootname,
+		Say:      func(line string) { b.Lines = append(b.Lines, line) },
+		Report:   &b.Report,
+	}
+	for _, s := range d.policy.Slots {
+		if n := d.parts[s].Len; u.Room == 0 || n < u.Room {
+			u.Room = n
+		}
+	}
+	if _, ok := d.parts[stagingPart]; ok {
+		u.Staging = func() (update.Source, error) {
+			return update.Source{ID: [8]byte{'s', 't', 'a', 'g', 'i', 'n', 'g'}, Name: stagingPart, Path: stagingPart}, nil
+		}
+	}
+	return u, nil
+}
+
+// stagingPart names the staging partition.
+const stagingPart = "staging"
+
+// Stage is `bootcount stage`, Unstage `bootcount unstage`.
+func (d *Device) Stage(on disk.Device, bundle Medium, replace bool, each func(boot.State)) error {
+	u, err := d.update(&doors{d: d, on: on}, &Boot{})
+	if err != nil {
+		return err
+	}
+	_, err = u.Stage(context.Background(), io.NewSectionReader(bundle, 0, bundle.Size()), bundle.Size(), d.staging(on, replace, each))
+	return err
+}
+
+func (d *Device) Unstage(on disk.Device, each func(boot.State)) error {
+	u, err := d.update(&doors{d: d, on: on}, &Boot{})
+	if err != nil {
+		return err
+	}
+	_, err = u.Unstage(d.staging(on, false, each))
+	return err
+}
+
+func (d *Device) staging(on disk.Device, replace bool, each func(boot.State)) update.Staging {
+	return update.Staging{
+		Dev: d.section(on, stagingPart), Path: stagingPart, Replace: replace,
+		Change: func(how func(boot.State) (boot.State, error)) error { return d.change(on, each, how) },
+	}
 }
 
 // SayGood is `bootcount good` in the running system of a slot; SayBad is `bootcount bad`.
@@ -311,7 +360,11 @@ var errBadWorker = errors.New("the worker was ended")
 func (r *doors) Run(ctx context.Context, role string, input []byte, src update.Source, slot string, frame func(byte, []byte) error) error {
 	var m update.Media
 	if src.Path != "" {
-		m.Source, m.SourceSize = r.d.Stick, r.d.Stick.Size()
+		medium := r.d.Stick
+		if src.Path == stagingPart {
+			medium = r.d.section(r.on, stagingPart)
+		}
+		m.Source, m.SourceSize = medium, medium.Size()
 		if r.told.Outside != nil {
 			r.told.Outside()
 		}

@@ -33,6 +33,7 @@ type kit struct {
 	pem     []byte
 	cfg     *config.Config
 	systems map[boot.Hash]System
+	bundles map[boot.Hash][32]byte
 	now     time.Time
 
 	unsigned bool // bundles are rauc's, whose manifests have no root hashes
@@ -47,7 +48,7 @@ const imageSize = 64 << 10
 
 func newKit(t *testing.T, changes map[string]string) *kit {
 	t.Helper()
-	k := &kit{t: t, dir: t.TempDir(), systems: map[boot.Hash]System{}, now: time.Now()}
+	k := &kit{t: t, dir: t.TempDir(), systems: map[boot.Hash]System{}, bundles: map[boot.Hash][32]byte{}, now: time.Now()}
 	var err error
 	k.keys, err = allKeys()
 	k.must(err)
@@ -90,6 +91,9 @@ func (k *kit) bundle(version string, epoch int, how Behaviour) string {
 	k.must(err)
 	b, err := bundle.Peek(f, info.Size())
 	k.must(err)
+	whole, err := os.ReadFile(out)
+	k.must(err)
+	k.bundles[b.Manifest.Hash()] = sha256.Sum256(whole)
 	k.systems[b.Manifest.Hash()] = System{Version: version, Epoch: uint32(epoch), Behaviour: how, Size: imageSize, Content: sha256.Sum256(content)}
 	return out
 }
@@ -112,6 +116,9 @@ func (k *kit) disk(fill map[string]string) *crash.Image {
 	k.t.Helper()
 	out := filepath.Join(k.dir, "disk.img")
 	o := image.DiskOptions{Config: k.cfg, Keyring: k.keys.ReleaseKeyring(), Now: k.now, Sizes: map[string]int64{"rootfs": slots.Need(imageSize)}}
+	if k.cfg.StagingDevice != "" {
+		o.Sizes["staging"] = 3 << 20
+	}
 	for slot, file := range fill {
 		o.Fill = append(o.Fill, image.Fill{Slot: slot, File: file})
 	}
@@ -139,7 +146,7 @@ func (k *kit) device(disk, stick *crash.Image) *Device {
 	k.t.Helper()
 	d, err := Open(k.cfg, k.pem, disk)
 	k.must(err)
-	d.Systems = k.systems
+	d.Systems, d.Bundles = k.systems, k.bundles
 	if stick != nil {
 		d.Stick = stick
 	}

@@ -1,6 +1,7 @@
 package powercut
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"maps"
@@ -46,7 +47,8 @@ type Watch struct {
 	now  boot.State // as it was seen last, answered or not
 	errs []error
 
-	looked bool // at what the seals vouch for
+	looked  bool // at what the seals vouch for
+	staging bool // the running system writes to the staging partition
 
 	// Collateral is set where a cut may spoil neighbours of what was being written, as the image beside a seal; Decayed
 	// where slots lose content by themselves; Loose where the disk does what no cut may do (flushes that were lies,
@@ -80,7 +82,13 @@ func (w *Watch) ReadAt(p []byte, off int64) (int, error) { return w.rec.ReadAt(p
 func (w *Watch) Flush() error                            { return w.rec.Flush() }
 
 func (w *Watch) WriteAt(p []byte, off int64) (int, error) {
-	switch slot, ok := w.d.allowed(off, int64(len(p))); {
+	p0, n := w.d.parts[stagingPart], int64(len(p))
+	s := w.now.Staged
+	switch slot, ok := w.d.allowed(off, n); {
+	case w.staging && p0.Len > 0 && off >= p0.Off && off+n <= p0.Off+p0.Len:
+		if at := p0.Off + s.Offset; !s.None() && off < at+s.Size && off+n > at && !w.Loose {
+			w.broken(I3, "%d bytes at %d in what is staged", n, off)
+		}
 	case !ok:
 		w.broken(I8, "%d bytes at %d", len(p), off)
 	case slot != "" && w.now.Install.Target != slot && !w.Loose:
@@ -133,10 +141,37 @@ func (w *Watch) learn(s boot.State) {
 			}
 		}
 	}
+	if s.Staged != old.Staged && !s.Staged.None() {
+		w.whole(s)
+	}
 	w.now, w.mem.Trials = s, trials
 	if t := s.Install.Target; t != "" && old.Install != s.Install {
 		w.guard(s, t)
 	}
+}
+
+// whole asserts that what a record says is staged is there.
+func (w *Watch) whole(s boot.State) {
+	sum, known := w.d.Bundles[s.Staged.Manifest]
+	b := make([]byte, s.Staged.Size)
+	if _, err := w.d.section(w.rec.Peek(), stagingPart).ReadAt(b, s.Staged.Offset); !known || err != nil || sha256.Sum256(b) != sum {
+		if !w.Loose && !w.Decayed && !w.Collateral {
+			w.broken(I1, "record %d says that version %s is staged, which is not there: %v", s.Sequence, s.Staged.Version, err)
+		}
+	}
+}
+
+// Stage is `bootcount stage` in the running system, Unstage `bootcount unstage`.
+func (w *Watch) Stage(bundle Medium, replace bool) error {
+	w.staging = true
+	defer func() { w.staging = false }()
+	return w.d.Stage(w, bundle, replace, w.committed)
+}
+
+func (w *Watch) Unstage() error {
+	w.staging = true
+	defer func() { w.staging = false }()
+	return w.d.Unstage(w, w.committed)
 }
 
 // guard asserts that a target may be overwritten.
@@ -202,6 +237,9 @@ func (w *Watch) found() {
 		w.broken(I5, "record %d is not what was answered", s.Sequence)
 	case s.Sequence > w.now.Sequence:
 		w.learn(s)
+	}
+	if !s.Staged.None() && err == nil {
+		w.whole(s)
 	}
 	if store, err := raw.New(w.d.section(w.rec.Peek(), "state")); err == nil && !w.Loose && !w.Decayed {
 		for _, file := range []boot.Hash{s.Trust.File, s.Trust.Pending} {

@@ -17,6 +17,7 @@ type scenario struct {
 	start  *crash.Image
 	run    func(w *Watch) // nil: boot until it is as wanted
 	want   Want
+	check  func(c crash.State) error // nil: it becomes as wanted
 }
 
 func (s scenario) test(o crash.Options) crash.Test {
@@ -24,15 +25,18 @@ func (s scenario) test(o crash.Options) crash.Test {
 	if run == nil {
 		run = func(w *Watch) { w.Settle(s.want) }
 	}
+	check := s.check
+	if check == nil {
+		check = func(c crash.State) error { return s.device.Check(c, s.want) }
+	}
 	return crash.Test{
-		Name: s.name, Start: s.start, Options: o, Mask: s.device.Mask,
+		Name: s.name, Start: s.start, Options: o, Mask: s.device.Mask, Check: check,
 		Update: func(r *crash.Recorder) error {
 			w := s.device.Over(r, nil)
 			w.Loose, w.Decayed = s.want.Loose, s.want.Decayed
 			run(w)
 			return w.Err()
 		},
-		Check: func(c crash.State) error { return s.device.Check(c, s.want) },
 	}
 }
 
@@ -65,7 +69,7 @@ func one(k *kit, sticks ...string) (*Device, *crash.Image) {
 // scenarios are all things that write today.
 func scenarios(t *testing.T) (all []scenario) {
 	add := func(name string, d *Device, start *crash.Image, want Want, run func(w *Watch)) {
-		all = append(all, scenario{name, d, start, run, want})
+		all = append(all, scenario{name, d, start, run, want, nil})
 	}
 	{
 		k := newKit(t, nil)
@@ -214,7 +218,7 @@ func scenarios(t *testing.T) (all []scenario) {
 		})
 	}
 	trustScenarios(t, add)
-	return all
+	return append(all, stagingScenarios(t)...)
 }
 
 // spoil damages the payload of the one bundle on a stick: a sector that looks like compressed data.

@@ -91,6 +91,18 @@ func (j *jsonWriter) state(s *State) {
 			}
 			j.some("manifest", e.Manifest)
 		})
+		if g := s.Staged; g != nil {
+			j.field("staged", func() {
+				j.object(func() {
+					j.text("version", g.Version)
+					j.text("manifest_hash", g.ManifestHash)
+					j.number("size", g.Size)
+					if g.Waits {
+						j.flag("waits", true)
+					}
+				})
+			})
+		}
 	})
 }
 

@@ -17,6 +17,7 @@ func TestJSONIsEncodingJSON(t *testing.T) {
 				{Slot: "rootfs.1", Bootname: "B", Excluded: true, Reason: "exhausted"},
 			},
 			Events: []Event{{Boot: 1, Event: "boot"}, {Boot: 2, Time: 1700000001, Event: "refused", Slot: "rootfs.1", Reason: "panic", Code: 31, Manifest: "0011223344556677"}},
+			Staged: &Staged{Version: "3", ManifestHash: "22", Size: 12345, Waits: true},
 		},
 		StateDev: "/dev/vda1", Booted: Booted{Slot: "rootfs.0", Bootname: "A", Version: "1", Trial: true, TriesLeft: 2, Authenticity: "every boot", RootHash: "aa", Device: "/dev/vda3"},
 		Fallback: "panic", Installed: []Installed{{File: "/a.raucb", Version: "2", Slot: "rootfs.1", Bootname: "B", ManifestHash: "11"}},

@@ -89,11 +89,13 @@ const (
 	EventAdopted                   // a slot that the record did not know was taken in
 	EventCut                       // a boot ended while something from outside was looked at
 	EventStateLost                 // both copies of the record were lost
+	EventStaged                    // a bundle was staged for the next boot
+	EventUnstaged                  // what was staged was taken back
 	kinds
 )
 
 var kindTokens = [kinds]string{
-	"", "boot", "end", "good", "fallback", "install", "installed", "refused", "rescue", "adopted", "cut", "state-lost",
+	"", "boot", "end", "good", "fallback", "install", "installed", "refused", "rescue", "adopted", "cut", "state-lost", "staged", "unstaged",
 }
 
 // String returns the kind's token, or "event-N" for a number of a newer writer.
@@ -144,6 +146,15 @@ type State struct {
 	Floors   Floors  `json:"floors"`
 	Slots    []Slot  `json:"slots"` // in the order in which they are tried
 	Events   []Event `json:"events"`
+	Staged   *Staged `json:"staged,omitempty"`
+}
+
+// Staged is a bundle that waits on the staging partition for the next boot.
+type Staged struct {
+	Version      string `json:"version"`
+	ManifestHash string `json:"manifest_hash"`
+	Size         int64  `json:"size"`            // bytes
+	Waits        bool   `json:"waits,omitempty"` // it ended its installer too often, and is left alone for now
 }
 
 // Booted is the slot that was started.

@@ -17,6 +17,10 @@ type Source struct {
 	Label string  // for people: "sda: QEMU HARDDISK 64 MiB"
 	Path  string  // of its block device
 	Asked bool    // its bundles were asked for (boot.Offer)
+
+	// Lone says that it holds one bundle and no file system: at Offset, of Size bytes; Size 0: where its staging header says.
+	Lone         bool
+	Offset, Size int64
 }
 
 // Crew runs workers. A nil error means that the worker ended well; frame has then seen its whole answer. When frame
@@ -147,7 +151,7 @@ func (d *Device) run(ctx context.Context, role string, j *job, src Source, slot 
 
 // scan looks for bundles, keyrings and revocation lists on a source.
 func (d *Device) scan(ctx context.Context, src Source) (*answer, error) {
-	a, err := d.run(ctx, RoleScan, &job{}, src, "", nil)
+	a, err := d.run(ctx, RoleScan, &job{Lone: src.Lone, Offset: src.Offset, Size: src.Size}, src, "", nil)
 	if err != nil {
 		return nil, err
 	}
@@ -160,7 +164,7 @@ func (d *Device) scan(ctx context.Context, src Source) (*answer, error) {
 
 // bundleJob runs check or install on a found bundle. A Refusal is the worker's own; any other error its bad end.
 func (d *Device) bundleJob(ctx context.Context, role string, src Source, f Found, slot string, progress func(done, total int64)) (*answer, error) {
-	a, err := d.run(ctx, role, &job{Offset: f.Offset, Size: f.Size, Path: f.Path, Manifest: f.Offer.Manifest}, src, slot, progress)
+	a, err := d.run(ctx, role, &job{Lone: src.Lone, Offset: f.Offset, Size: f.Size, Path: f.Path, Manifest: f.Offer.Manifest}, src, slot, progress)
 	if err != nil {
 		return nil, err
 	}

@@ -25,8 +25,9 @@ type job struct {
 	Class string // image class that goes into the slots
 	Room  int64  // scan, check: size in bytes of the smallest slot
 
-	// Which bundle; scan uses none of it.
-	Offset, Size int64 // of the partition with the file system, in bytes on the source
+	// Which bundle; scan uses only where a lone one lies.
+	Lone         bool  // the source holds one bundle and no file system
+	Offset, Size int64 // of the partition with the file system, or of a lone bundle, in bytes on the source
 	Path         string
 	Manifest     boot.Hash
 
@@ -133,6 +134,7 @@ func (j *job) encode() []byte {
 	e.i64(j.Trust.Floor)
 	e.str(j.Class)
 	e.i64(j.Room)
+	e.flag(j.Lone)
 	e.i64(j.Offset)
 	e.i64(j.Size)
 	e.str(j.Path)
@@ -153,6 +155,7 @@ func decodeJob(b []byte) (*job, error) {
 	}
 	j.Trust.RequireSigned, j.Trust.Floor = d.flag(), d.i64()
 	j.Class, j.Room = d.str(), d.i64()
+	j.Lone = d.flag()
 	j.Offset, j.Size, j.Path, j.Manifest = d.i64(), d.i64(), d.str(), d.hash()
 	j.Seal, j.Candidate = d.blob(), d.blob()
 	if err := d.end(); err != nil {
@@ -164,7 +167,7 @@ func decodeJob(b []byte) (*job, error) {
 // Found is a bundle that a scanner found and would install: container, signature, compatible and manifest are right,
 // its payload has not been read.
 type Found struct {
-	Offset, Size int64 // of the partition with the file system
+	Offset, Size int64 // of the partition with the file system, or of a lone bundle
 	Path         string
 	Offer        boot.Offer
 }

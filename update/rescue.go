@@ -26,14 +26,14 @@ func (d *Device) wait(ctx context.Context) {
 	d.look(ctx, d.Policy.Slots)
 	retries := boot.Retries(d.state, d.facts, d.Policy)
 	until := d.Clock.Now().Add(min(d.RescueRetry<<min(d.state.Rescue.Waits, 8), maxWait))
-	if d.Outside != nil && !(d.state.Rescue.Stick && retries) {
+	if (d.Outside != nil || d.Staging != nil) && !(d.state.Rescue.Stick && retries) {
 		if d.sticks(ctx, until) {
 			d.facts.Rescue, d.facts.Failed = false, map[string]status.Reason{}
 			return
 		}
 	} else {
 		// The last stick ended the boot: this turn is a slot's alone, and soon, for the stick's comes after it.
-		if d.Outside != nil {
+		if d.Outside != nil || d.Staging != nil {
 			until = d.Clock.Now().Add(min(d.RescueRetry, maxWait))
 		}
 		d.screen(nil, until)
@@ -49,28 +49,42 @@ func (d *Device) wait(ctx context.Context) {
 // was installed. The record says that a stick is looked at before it is.
 func (d *Device) sticks(ctx context.Context, until time.Time) bool {
 	var seen []Source
-	for changed := true; ctx.Err() == nil && d.Clock.Now().Before(until); changed = d.Outside.Wait(ctx, until.Sub(d.Clock.Now())) {
+	first := true
+	for changed := true; ctx.Err() == nil && d.Clock.Now().Before(until); changed = d.plugged(ctx, until.Sub(d.Clock.Now())) {
 		if !changed {
 			continue
 		}
 		s := d.state.Clone()
 		s.Mark, s.Rescue.Stick = boot.MarkRescue, true
 		d.commit(s)
-		sources := d.Outside.Sources(ctx)
+		var sources []Source
+		if d.Outside != nil {
+			sources = d.Outside.Sources(ctx)
+		}
 		d.screen(sources, until)
-		if slices.Equal(sources, seen) {
+		if !first && slices.Equal(sources, seen) {
 			d.clear()
 			continue
 		}
 		seen = sources
 		d.Report.Refused = nil
-		if d.from(ctx, sources, true) {
+		if d.from(ctx, sources, true) || first && d.stagedInRescue(ctx) {
 			return true
 		}
+		first = false
 		d.clear()
 		d.screen(sources, until)
 	}
 	return false
+}
+
+// plugged waits until something is plugged in or out, or for t.
+func (d *Device) plugged(ctx context.Context, t time.Duration) bool {
+	if d.Outside == nil {
+		d.Clock.Sleep(ctx, t)
+		return false
+	}
+	return d.Outside.Wait(ctx, t)
 }
 
 // clear takes the mark back: the stick was looked at and the device lives.

@@ -69,6 +69,9 @@ type Device struct {
 	Room    int64  // bytes of the smallest boot slot
 	Crew    Crew
 	Outside Outside // nil: nothing outside can be looked at
+	// Staging opens the partition where a bundle may be staged: ID, Name and Path. It is asked only when the record says that
+	// something is staged, and in rescue. nil: there is none.
+	Staging func() (Source, error)
 	Slots   Slots
 
 	Name     func(slot string) string           // "rootfs.0 (A)"
@@ -113,13 +116,20 @@ func (d *Device) Boot(ctx context.Context, end status.Reason) (Started, error) {
 	d.load(ctx)
 	var look bool
 	d.state, look = boot.Begin(d.state, end, d.Outside != nil && d.readErr == nil, d.Policy)
+	staged := d.state.Mark == boot.MarkStaged
 	if d.Outside != nil && !look {
 		d.note("USB is skipped in this boot: it ended the last ones, or the state cannot be read")
 	}
 	d.phase("state")
-	if look && d.commit(d.state) {
+	if (look || staged) && d.commit(d.state) {
 		d.phase("mark")
-		d.outside(ctx, false)
+		// What was asked for goes first and needs no USB; once it is installed, sticks have their turn in the next boot.
+		if staged && d.staged(ctx, false) {
+			look = false
+		}
+		if look && (!staged || d.commit(boot.Looking(d.state))) {
+			d.outside(ctx, false)
+		}
 	}
 	for ctx.Err() == nil {
 		if s, ok := d.try(ctx); ok {
@@ -359,6 +369,9 @@ func (d *Device) takes(o offer, rescue bool) bool {
 	default:
 		d.Say(o.Path + ": nothing to do: " + v.Why)
 	}
+	if !v.Take && o.src.Lone {
+		d.judgeStaged(v.Code, v.Wait)
+	}
 	return v.Take
 }
 
@@ -377,9 +390,14 @@ func (d *Device) offers(ctx context.Context, sources []Source, rescue bool) []of
 			d.state = boot.Suspect(d.state, src.ID)
 			continue
 		}
-		d.state = boot.Clear(d.state, src.ID)
+		if !src.Lone { // what is counted against a bundle only its install or its refusal clears
+			d.state = boot.Clear(d.state, src.ID)
+		}
 		for _, r := range a.refused {
 			d.refuse(r.Path, r.Code, withHint(r))
+		}
+		if src.Lone {
+			d.foundStaged(a)
 		}
 		d.renewTrust(ctx, a.trust)
 		for _, f := range a.found {
@@ -430,6 +448,9 @@ func (d *Device) install(ctx context.Context, o offer, rescue bool) bool {
 	}
 	if t.Slot == "" {
 		d.refuse(o.Path, codePolicy, "no slot may be overwritten: the only one that ever said good is kept")
+		if o.src.Lone {
+			d.suspectStaged()
+		}
 		return false
 	}
 	if !t.Present {
@@ -461,8 +482,9 @@ func (d *Device) install(ctx context.Context, o offer, rescue bool) bool {
 }
 
 const (
-	codePolicy = 31
-	codeIO     = 40
+	codePayload = 30
+	codePolicy  = 31
+	codeIO      = 40
 )
 
 // keep commits a step of an install. In rescue a device whose state partition is dead is repaired all the same: the

@@ -16,6 +16,7 @@ import (
 	"lifeboat/disk"
 	"lifeboat/fat"
 	"lifeboat/slots"
+	"lifeboat/staging"
 	"lifeboat/verify"
 )
 
@@ -175,6 +176,9 @@ func (w *worker) refuse(name string, err error) error {
 // scan walks every partition of the source. Keyrings and revocation lists come first, for they decide what is
 // acceptable; then each bundle is answered, acceptable or not.
 func (w *worker) scan(ctx context.Context) error {
+	if w.job.Lone {
+		return w.scanLone(ctx)
+	}
 	parts, err := disk.Partitions(w.media.Source, w.media.SourceSize)
 	if err != nil {
 		return verify.Refuse(verify.IO, "read the partition table: %w", err)
@@ -204,7 +208,10 @@ func (w *worker) scan(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = w.files(volumes, maxBundles, []string{".raucb"}, func(v volume, name string) error { return w.offer(ctx, v, name, n) })
+	err = w.files(volumes, maxBundles, []string{".raucb"}, func(v volume, name string) error {
+		b, err := w.openIn(ctx, v.FS, name, w.options(n))
+		return w.offer(b, err, Found{Offset: v.Start, Size: v.Size, Path: name}, n)
+	})
 	if err != nil {
 		return err
 	}
@@ -233,9 +240,43 @@ func (w *worker) trustFile(v volume, name string, n *news) error {
 	return nil
 }
 
-// offer answers what a bundle is.
-func (w *worker) offer(ctx context.Context, v volume, name string, n *news) error {
-	b, err := w.openIn(ctx, v.FS, name, w.options(n))
+// loneName is how a bundle is called that has no file name.
+const loneName = "staged bundle"
+
+// scanLone answers what the only bundle of a source is.
+func (w *worker) scanLone(ctx context.Context) error {
+	at := staging.Area{Offset: w.job.Offset, Size: w.job.Size}
+	n, err := w.job.Trust.news()
+	if err == nil && at.Size == 0 {
+		at, err = staging.Find(w.media.Source, w.media.SourceSize)
+		if errors.Is(err, staging.ErrNone) {
+			return w.send(frameDone, nil)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	b, err := w.openLone(ctx, at, w.options(n))
+	if err := w.offer(b, err, Found{Offset: at.Offset, Size: at.Size, Path: loneName}, n); err != nil {
+		return err
+	}
+	if err := w.sendNews(n); err != nil {
+		return err
+	}
+	return w.send(frameDone, nil)
+}
+
+// openLone is openIn for a bundle that lies on the source itself.
+func (w *worker) openLone(ctx context.Context, at staging.Area, o bundle.Options) (*bundle.Bundle, error) {
+	if at.Offset < 0 || at.Size < 0 || at.Offset > w.media.SourceSize || at.Size > w.media.SourceSize-at.Offset {
+		return nil, verify.Refuse(verify.Malformed, "%d bytes at %d are not on a source of %d", at.Size, at.Offset, w.media.SourceSize)
+	}
+	return w.openBundle(ctx, io.NewSectionReader(w.media.Source, at.Offset, at.Size), at.Size, o)
+}
+
+// offer answers what a bundle is, or why it was refused when it was opened.
+func (w *worker) offer(b *bundle.Bundle, err error, f Found, n *news) error {
+	name := f.Path
 	switch {
 	case err != nil:
 	case len(name) > maxString || !printable(name):
@@ -254,7 +295,6 @@ func (w *worker) offer(ctx context.Context, v volume, name string, n *news) erro
 	if err != nil {
 		return w.refuse(name, err)
 	}
-	f := Found{Offset: v.Start, Size: v.Size, Path: name}
 	f.Offer = boot.Offer{
 		Manifest: b.Manifest.Hash(), Version: b.Manifest.Version, Epoch: b.Manifest.Epoch, Lifted: cms.RenewsKeyring(n.rules(&w.job.Trust)),
 	}
@@ -272,7 +312,11 @@ func (w *worker) openIn(ctx context.Context, fs *fat.FS, name string, o bundle.O
 	if err != nil {
 		return nil, verify.Refuse(verify.IO, "open %s: %w", name, err)
 	}
-	b, err := bundle.Open(ctx, f, f.Size(), o)
+	return w.openBundle(ctx, f, f.Size(), o)
+}
+
+func (w *worker) openBundle(ctx context.Context, r io.ReaderAt, size int64, o bundle.Options) (*bundle.Bundle, error) {
+	b, err := bundle.Open(ctx, r, size, o)
 	if err != nil {
 		return nil, err
 	}
@@ -305,11 +349,7 @@ func (w *worker) open(ctx context.Context) (*bundle.Bundle, int, error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	fs, err := fat.Open(io.NewSectionReader(w.media.Source, w.job.Offset, w.job.Size), w.job.Size)
-	if err != nil {
-		return nil, 0, verify.Refuse(verify.IO, "open the file system on the stick: %w", err)
-	}
-	b, err := w.openIn(ctx, fs, w.job.Path, w.options(n))
+	b, err := w.openFound(ctx, w.options(n))
 	if err != nil {
 		return nil, 0, err
 	}
@@ -318,6 +358,17 @@ func (w *worker) open(ctx context.Context) (*bundle.Bundle, int, error) {
 	}
 	i, err := w.image(b)
 	return b, i, err
+}
+
+func (w *worker) openFound(ctx context.Context, o bundle.Options) (*bundle.Bundle, error) {
+	if w.job.Lone {
+		return w.openLone(ctx, staging.Area{Offset: w.job.Offset, Size: w.job.Size}, o)
+	}
+	fs, err := fat.Open(io.NewSectionReader(w.media.Source, w.job.Offset, w.job.Size), w.job.Size)
+	if err != nil {
+		return nil, verify.Refuse(verify.IO, "open the file system on the stick: %w", err)
+	}
+	return w.openIn(ctx, fs, w.job.Path, o)
 }
 
 // check reads every block of the payload against the signed root, and then what files are in it and how long they are, so
