@@ -160,6 +160,9 @@ func (d *device) device() *update.Device {
 	} else if d.cmd.Slot != "" {
 		d.con.say(fmt.Sprintf("lifeboat.slot=%s: there is no such slot", d.cmd.Slot))
 	}
+	if d.cfg.StagingDevice != "" {
+		u.Staging = d.staging
+	}
 	if d.usb != nil {
 		u.Outside = d.usb
 	}

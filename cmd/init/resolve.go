@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -201,3 +202,37 @@ func (s deadStore) Commit(st boot.State) (boot.State, error)        { return st,
 func (s deadStore) LoadTrust(boot.Hash) ([]byte, error)             { return nil, s.err }
 func (s deadStore) SaveTrust([]byte, boot.Trust) (boot.Hash, error) { return boot.Hash{}, s.err }
 func (s deadStore) FindTrust() [][]byte                             { return nil }
+
+// staging finds the staging partition, which is looked for only when something is staged: on the disk that has the slots, or
+// where the configuration names it. Partitions come one after the other, so that it may be a moment behind the slots.
+func (d *device) staging() (update.Source, error) {
+	src := update.Source{ID: [8]byte{'s', 't', 'a', 'g', 'i', 'n', 'g'}, Name: "staging"}
+	for end := time.Now().Add(stagingWait); ; time.Sleep(50 * time.Millisecond) {
+		blocks, err := disk.Blocks(sysfs)
+		if b, ok := stagingOf(d.cfg, blocks, d.found); ok {
+			src.Path = b.Path()
+			return src, nil
+		}
+		if time.Now().After(end) {
+			return src, cmp.Or(err, fmt.Errorf("there is no partition %s", d.cfg.StagingDevice))
+		}
+	}
+}
+
+const stagingWait = 2 * time.Second
+
+// stagingOf is pure, as resolve is.
+func stagingOf(cfg *config.Config, blocks []disk.Block, found resolved) (disk.Block, bool) {
+	_, label := config.PartLabel(cfg.StagingDevice)
+	for _, b := range disk.Find(blocks, cfg.StagingDevice) {
+		if !label {
+			return b, true
+		}
+		for _, s := range found.slots {
+			if s.Disk == b.Disk {
+				return b, true
+			}
+		}
+	}
+	return disk.Block{}, false
+}

@@ -136,3 +136,19 @@ func TestSince(t *testing.T) {
 		}
 	}
 }
+
+// The staging partition is that of the disk with the slots, or the one that the configuration names.
+func TestStagingOf(t *testing.T) {
+	conf := func(device string) *config.Config { return &config.Config{StagingDevice: device} }
+	block := func(name, on, label string) disk.Block { return disk.Block{Name: name, Disk: on, PartName: label} }
+	blocks := []disk.Block{
+		block("sda", "sda", ""), block("sda2", "sda", "staging"), block("vda1", "vda", "rootfs.0"), block("vda2", "vda", "staging"),
+		block("vdb1", "vdb", "staging"), block("vdb2", "vdb", "other"),
+	}
+	found := resolved{slots: map[string]disk.Block{"rootfs.0": blocks[2]}}
+	for device, want := range map[string]string{"PARTLABEL=staging": "vda2", "/dev/vdb2": "vdb2", "PARTLABEL=other": "", "PARTLABEL=none": "", "/dev/vdc": ""} {
+		if b, ok := stagingOf(conf(device), blocks, found); b.Name != want || ok != (want != "") {
+			t.Errorf("%s is %q, want %q", device, b.Name, want)
+		}
+	}
+}
