@@ -104,16 +104,16 @@ func Begin(s State, end status.Reason, outside bool, p Policy) (next State, look
 	s.arrange(p)
 	s.Boot++
 	if i := s.index(s.Last.Slot); i >= 0 {
-		e := &s.Slots[i]
-		e.EndedSo = end.Evidence()
+		e, how := &s.Slots[i], s.Last.end(end)
+		e.EndedSo = how.Evidence()
 		if e.EndedSo {
-			e.Ends, e.LastEnd = e.Ends+1, end
+			e.Ends, e.LastEnd = e.Ends+1, how
+		}
+		// A slot with a reason against it had its turn in rescue, which used up no try.
+		if s.Last.Trial && how == status.PowerLoss && e.Reason == status.None && e.Back < p.PowerLosses {
+			e.Tries, e.Back = e.Tries+1, e.Back+1
 		}
 		if s.Last.Trial || e.EndedSo {
-			how := end
-			if how == status.None {
-				how = status.PowerLoss
-			}
 			s.log(p, status.EventEnd, e.Slot, how, 0, e.Manifest)
 		}
 	}
@@ -130,7 +130,7 @@ func Begin(s State, end status.Reason, outside bool, p Policy) (next State, look
 			id = GuardID(s.Staged.Manifest)
 		}
 		s.guard(id, false)
-		s.log(p, status.EventCut, s.Install.Target, status.PowerLoss, 0, s.Install.Manifest)
+		s.log(p, status.EventCut, s.Install.Target, Last{}.end(end), 0, s.Install.Manifest)
 	}
 	look = outside
 	staged := s.looksStaged(p)
@@ -254,7 +254,7 @@ func accused(r status.Reason) bool {
 
 // again gives an entry its tries again: another round (rules 9, 13).
 func (s State) again(e Entry, p Policy) Entry {
-	e.Tries, e.Ends, e.EndedSo, e.LastEnd, e.Reason, e.Excluded = p.Attempts, 0, false, status.None, status.None, false
+	e.Tries, e.Back, e.Ends, e.EndedSo, e.LastEnd, e.Reason, e.Excluded = p.Attempts, 0, 0, false, status.None, status.None, false
 	if e.Good {
 		e.Tries = p.ConfirmedAttempts
 	}

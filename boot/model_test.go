@@ -36,7 +36,7 @@ import (
 //   - Reasons: those that decide alike are one (reasonClass). The evidence of ends likewise; Ends from 2 on.
 //   - Ends of a system that was good, or was given up: they only choose between reasons that are one. Last of a good one.
 //   - Mark: whether there is one. Cuts from 2 on, and none without a Mark: Begin asks no more.
-//   - An empty entry's reason and tries.
+//   - An empty entry's reason and tries. What was given back to one with a reason, which gets no more until its next round.
 //   - Hashes and versions: three bundles, by number; 16 falls and 8 guards are never full.
 //   - The older copy of the record: it is found only after the newest was lost. Losing it commutes with all that is not
 //     a commit, so that it is lost at once, or never.
@@ -93,6 +93,9 @@ func (w *world) String() string {
 	if w.grown {
 		more += "/grown"
 	}
+	if w.PowerLosses > 0 {
+		more += fmt.Sprintf("/losses=%d", w.PowerLosses)
+	}
 	return fmt.Sprintf("%s/slots=%d/attempts=%d/faults=%d%s", policy, len(w.Slots), w.Attempts, w.faults, more)
 }
 
@@ -113,22 +116,26 @@ func worlds() (ws []*world) {
 			memory   bool
 			grown    bool
 			most     int
+			losses   uint8 // tries that are given back; an orderly end is only told from a power loss where there are some
 		}{
-			{2, 1, 0, false, false, 0},
-			{2, 2, 0, false, false, 25_000},
-			{2, 3, 0, false, false, 25_000},
-			{3, 1, 0, false, false, 15_000},
-			{3, 2, 0, false, false, 15_000},
-			{3, 3, 0, false, false, 15_000},
-			{2, 1, 1, false, false, 8_000},
-			{2, 1, 1, false, true, 6_000},
-			{3, 2, 1, false, false, 4_000},
-			{2, 1, 0, true, false, 25_000},
-			{2, 2, 1, true, false, 6_000},
-			{2, 2, 2, false, true, 3_000},
+			{2, 1, 0, false, false, 0, 0},
+			{2, 2, 0, false, false, 25_000, 0},
+			{2, 3, 0, false, false, 25_000, 0},
+			{3, 1, 0, false, false, 15_000, 0},
+			{3, 2, 0, false, false, 15_000, 0},
+			{3, 3, 0, false, false, 15_000, 0},
+			{2, 1, 1, false, false, 8_000, 0},
+			{2, 1, 1, false, true, 6_000, 0},
+			{3, 2, 1, false, false, 4_000, 0},
+			{2, 1, 0, true, false, 25_000, 0},
+			{2, 2, 1, true, false, 6_000, 0},
+			{2, 2, 2, false, true, 3_000, 0},
+			{2, 1, 0, false, false, 25_000, 1},
+			{2, 2, 0, false, false, 15_000, 2},
+			{2, 1, 1, true, false, 6_000, 1},
 		} {
 			w := newWorld(limit.slots, limit.attempts, secure, 2)
-			w.faults, w.memory, w.most = limit.faults, limit.memory, limit.most
+			w.faults, w.memory, w.most, w.PowerLosses = limit.faults, limit.memory, limit.most, limit.losses
 			if limit.grown {
 				w.grown, w.sick = true, 3
 			}
@@ -157,6 +164,7 @@ type machine struct {
 	Bad       func(State, string, bool, Policy) (State, error)
 	Next      func(State, string, Policy) (State, error)
 	Deadline  func(State, string, Policy) (State, error)
+	Ended     func(State, string) (State, bool)
 	Stricter  func(old, next State) bool
 
 	inPlace   bool // the newest copy of the record is written over
@@ -167,7 +175,7 @@ type machine struct {
 
 var real = machine{
 	Begin: Begin, Settle: Settle, Decide: Decide, Retries: Retries, Rebuild: Rebuild, Judge: Judge, Target: Target,
-	Note: Note, Installed: Installed, Refuse: Refuse, Good: Good, Bad: Bad, Next: Next, Deadline: Deadline,
+	Note: Note, Installed: Installed, Refuse: Refuse, Good: Good, Bad: Bad, Next: Next, Deadline: Deadline, Ended: Ended,
 	Stricter: Stricter,
 }
 
@@ -263,6 +271,9 @@ func (w *world) putState(s *State, k []byte) int {
 	k[3] = slotNumber(s.Rescue.Slot)
 	if e := s.Entry(s.Last.Slot); s.Last.Slot != "" && !e.Good {
 		k[3] |= slotNumber(s.Last.Slot)<<4 | flag(s.Last.Trial, 128)
+		if w.PowerLosses > 0 {
+			k[3] |= flag(s.Last.Orderly, 64)
+		}
 	}
 	n := 5
 	for i := range s.Slots {
@@ -273,6 +284,9 @@ func (w *world) putState(s *State, k []byte) int {
 			k[n+1] = flag(e.Good, 1) | flag(e.Excluded, 2)
 			if !e.Good && !(e.Tries == 0 && e.Reason != status.None) {
 				k[n+1] |= flag(e.EndedSo, 4) | flag(e.LastEnd != status.None, 8) | min(e.Ends, 2)<<4
+				if e.Reason == status.None {
+					k[n+1] |= e.Back << 6
+				}
 			}
 			k[n+2] = byte(reasonClass(e.Reason))
 		}
@@ -316,7 +330,7 @@ func (w *world) getState(k []byte) (State, int) {
 	if v := k[2] >> 4; v > 0 {
 		s.Floors = Floors{Version: seals3[v].Version, Epoch: 1}
 	}
-	s.Last = Last{Slot: name(k[3] >> 4 & 7), Trial: k[3]&128 != 0}
+	s.Last = Last{Slot: name(k[3] >> 4 & 3), Trial: k[3]&128 != 0, Orderly: k[3]&64 != 0}
 	const far = modelBoot * 2
 	f := Fall{Manifest: seals3[w.sick].Manifest, Rounds: freeRounds}
 	switch k[4] & 3 {
@@ -341,7 +355,8 @@ func (w *world) getState(k []byte) (State, int) {
 		if v := k[n] >> 2 & 3; v > 0 {
 			e = fresh(e.Slot, seals3[v], w.Policy)
 			e.Tries = k[n] >> 4
-			e.Good, e.Excluded, e.EndedSo, e.Ends = k[n+1]&1 != 0, k[n+1]&2 != 0, k[n+1]&4 != 0, k[n+1]>>4
+			e.Good, e.Excluded, e.EndedSo, e.Ends = k[n+1]&1 != 0, k[n+1]&2 != 0, k[n+1]&4 != 0, k[n+1]>>4&3
+			e.Back = k[n+1] >> 6
 			if k[n+1]&8 != 0 {
 				e.LastEnd = status.Watchdog
 			}
@@ -1058,6 +1073,15 @@ func (r *run) runs() {
 				act{"next " + s, func() (State, error) { return r.Next(r.record, s, r.Policy) }})
 		}
 		acts = append(acts, act{"deadline", func() (State, error) { return r.Deadline(r.record, slot, r.Policy) }})
+		if r.PowerLosses > 0 {
+			acts = append(acts, act{"ended", func() (State, error) {
+				s, changed := r.Ended(r.record, slot)
+				if !changed {
+					return s, errors.New("nothing to record")
+				}
+				return s, nil
+			}})
+		}
 		if e.Good && e.Manifest == r.medium[r.slot-1].seal().Manifest {
 			acts = append(acts, act{"install", nil})
 		}
@@ -1096,7 +1120,7 @@ func (r *run) runs() {
 	r.say("%s says: %s", slot, chosen.what)
 	r.commit(s, chosen.what)
 	switch chosen.what {
-	case "deadline":
+	case "deadline", "ended":
 		r.end(isOff, "")
 	default:
 		r.end(isRunning, slot)
@@ -1273,7 +1297,7 @@ func (g *graph) run(at int32, c *chooser) *run {
 
 // live asserts of every state that the device comes back: by itself (I6, I10), with a stick (I7, I10).
 func (g *graph) live() {
-	most := int(max(g.Attempts, g.ConfirmedAttempts))*len(g.Slots) + 2
+	most := int(max(g.Attempts+g.PowerLosses, g.ConfirmedAttempts))*len(g.Slots) + 2
 	best := uint8(bundles)
 	if best == g.sick {
 		best--

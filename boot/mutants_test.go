@@ -18,6 +18,7 @@ func TestModelMutants(t *testing.T) {
 			if m.grown {
 				w.grown, w.sick = true, 3
 			}
+			w.PowerLosses = m.losses
 			m.change(&w.machine)
 			g := w.explore()
 			if g.broken == nil {
@@ -34,6 +35,7 @@ type mutant struct {
 	memory bool
 	grown  bool
 	faults int
+	losses uint8
 	change func(*machine)
 }
 
@@ -239,6 +241,27 @@ var mutants = []mutant{
 				d.State.Last = Last{Slot: e.Slot, Trial: !e.Good}
 			}
 		})
+	}},
+	{name: "power losses are given back without a bound", losses: 1, change: func(m *machine) {
+		m.Begin = func(s State, end status.Reason, outside bool, p Policy) (State, bool) {
+			s = s.Clone()
+			for i := range s.Slots {
+				s.Slots[i].Back = 0
+			}
+			return Begin(s, end, outside, p)
+		}
+	}},
+	{name: "a try is given back whatever ended it", losses: 1, change: func(m *machine) {
+		m.Begin = func(s State, end status.Reason, outside bool, p Policy) (State, bool) {
+			return Begin(s, status.None, outside, p)
+		}
+	}},
+	{name: "a try is given back though the system went down in order", losses: 1, change: func(m *machine) {
+		m.Begin = func(s State, end status.Reason, outside bool, p Policy) (State, bool) {
+			s = s.Clone()
+			s.Last.Orderly = false
+			return Begin(s, end, outside, p)
+		}
 	}},
 	{name: "the event of a cut is lost", memory: true, change: func(m *machine) {
 		m.Begin = func(s State, end status.Reason, outside bool, p Policy) (State, bool) {

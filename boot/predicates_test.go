@@ -148,10 +148,10 @@ var predicates = []predicate{
 		},
 	},
 	{
-		name: "I4", text: "while another slot qualifies, an unconfirmed one is booted at most boot-attempts times a round",
+		name: "I4", text: "while another slot qualifies, an unconfirmed one is booted at most boot-attempts times a round, and once more for each power loss that is forgiven",
 		at: []kind{hasStarted},
 		check: func(m *moment) error {
-			if m.turn || !m.decision.Trial || m.booted <= m.Attempts {
+			if m.turn || !m.decision.Trial || m.booted <= m.Attempts+m.PowerLosses {
 				return nil
 			}
 			for _, e := range m.after.Slots {
@@ -185,7 +185,8 @@ var predicates = []predicate{
 			for _, e := range m.after.Slots {
 				old := m.before.Entry(e.Slot)
 				again := m.cause == "good" || m.cause == "installed" || m.before.Install == (Install{e.Slot, e.Manifest})
-				if e.Manifest == old.Manifest && !again && (e.Tries > old.Tries || old.Excluded && !e.Excluded) {
+				back := e.Back - old.Back // given back after a power loss
+				if e.Manifest == old.Manifest && !again && (e.Back < old.Back || e.Back > m.PowerLosses || e.Tries > old.Tries+back || old.Excluded && !e.Excluded) {
 					return says("%s has %d tries, and had %d", e.Slot, e.Tries, old.Tries)
 				}
 			}
@@ -465,6 +466,26 @@ var predicates = []predicate{
 		},
 		fails: func() *moment {
 			return &moment{kind: hasTarget, offer: offerOf("2"), after: &State{Falls: []Fall{{Manifest: hash("2"), Evidence: status.Panic}}}}
+		},
+	},
+	{
+		name: "R13b", text: "a try is given back where the power was lost in it, once, and nowhere else",
+		at: []kind{hasBegun},
+		check: func(m *moment) error {
+			for _, e := range m.after.Slots {
+				old := m.before.Entry(e.Slot)
+				switch last := m.before.Last; {
+				case e.Tries == old.Tries && e.Back == old.Back:
+				case e.Slot != last.Slot || !last.Trial || last.Orderly || m.end != status.None || old.Reason != status.None:
+					return says("%s gets a try, and no power loss took it", e.Slot)
+				case e.Tries != old.Tries+1 || e.Back != old.Back+1 || e.Back > m.PowerLosses:
+					return says("%s has %d tries and %d given back, and had %d and %d", e.Slot, e.Tries, e.Back, old.Tries, old.Back)
+				}
+			}
+			return nil
+		},
+		fails: func() *moment {
+			return &moment{kind: hasBegun, end: status.Watchdog, before: &State{Slots: []Entry{entry(a, "1", tries(1))}, Last: Last{Slot: a, Trial: true}}, after: one(entry(a, "1", tries(2)))}
 		},
 	},
 	{

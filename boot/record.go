@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"slices"
 
 	"lifeboat/status"
 )
@@ -51,6 +52,7 @@ const (
 	fieldTrust    = 14
 	fieldTimed    = 15 // events with their times
 	fieldStaged   = 16
+	fieldBack     = 17 // tries that were given back, of the slots that have such
 )
 
 var (
@@ -152,7 +154,7 @@ func (s State) Encode() ([]byte, error) {
 	w.field(fieldMark, func(w *writer) { w.u8(uint8(s.Mark)); w.u8(s.Cuts) })
 	w.field(fieldWish, func(w *writer) { w.str(s.Wish) })
 	w.field(fieldRescue, func(w *writer) { w.u8(s.Rescue.Waits); w.u8(bit(s.Rescue.Stick, 1)); w.str(s.Rescue.Slot) })
-	w.field(fieldLast, func(w *writer) { w.u8(bit(s.Last.Trial, 1)); w.str(s.Last.Slot) })
+	w.field(fieldLast, func(w *writer) { w.u8(bit(s.Last.Trial, 1) | bit(s.Last.Orderly, 2)); w.str(s.Last.Slot) })
 	w.field(fieldUnproven, func(w *writer) { w.u8(bit(s.Unproven, 1)) })
 	w.field(fieldTimed, func(w *writer) {
 		for _, e := range s.Events {
@@ -177,6 +179,16 @@ func (s State) Encode() ([]byte, error) {
 			w.u64(uint64(s.Staged.Size))
 			w.raw(s.Staged.Manifest[:])
 			w.str(s.Staged.Version)
+		})
+	}
+	if slices.ContainsFunc(s.Slots, func(e Entry) bool { return e.Back > 0 }) {
+		w.field(fieldBack, func(w *writer) {
+			for _, e := range s.Slots {
+				if e.Back > 0 {
+					w.str(e.Slot)
+					w.u8(e.Back)
+				}
+			}
 		})
 	}
 	w.raw(s.unknown)
@@ -255,6 +267,7 @@ func Decode(b []byte) (State, error) {
 		return State{}, fmt.Errorf("%w: length", ErrRecord)
 	}
 	s := State{Sequence: binary.LittleEndian.Uint64(b[16:])}
+	back := map[string]uint8{} // of entries that may come later
 	rest := &reader{b: b[recordHeader : recordHeader+n]}
 	var untimed []Event
 	for len(rest.b) > 0 && !rest.bad {
@@ -311,7 +324,8 @@ func Decode(b []byte) (State, error) {
 			s.Rescue.Waits, s.Rescue.Stick = r.u8(), r.u8()&1 != 0
 			s.Rescue.Slot = r.str(MaxSlot)
 		case fieldLast:
-			s.Last.Trial = r.u8()&1 != 0
+			flags := r.u8()
+			s.Last.Trial, s.Last.Orderly = flags&1 != 0, flags&2 != 0
 			s.Last.Slot = r.str(MaxSlot)
 		case fieldUnproven:
 			s.Unproven = r.u8()&1 != 0
@@ -337,6 +351,10 @@ func Decode(b []byte) (State, error) {
 			if s.Staged.Offset < 0 || s.Staged.None() {
 				r.bad = true
 			}
+		case fieldBack:
+			for len(r.b) > 0 && !r.bad {
+				back[r.str(MaxSlot)] = r.u8()
+			}
 		default:
 			s.unknown, r.b = append(s.unknown, start[:fieldHeader+len(body)]...), nil
 		}
@@ -351,5 +369,8 @@ func Decode(b []byte) (State, error) {
 	// Where both are, an older writer went on where a newer one had stopped.
 	s.Events = append(s.Events, untimed...)
 	s.Events = s.Events[max(0, len(s.Events)-MaxEvents):]
+	for i := range s.Slots {
+		s.Slots[i].Back = back[s.Slots[i].Slot]
+	}
 	return s, nil
 }

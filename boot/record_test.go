@@ -23,13 +23,13 @@ func fullState() State {
 		Floors: Floors{Version: long("9", MaxVersion), Epoch: 1<<32 - 1, Time: 1<<63 - 1}, Mark: MarkRescue, Cuts: 255,
 		Names: []Name{{long("n", MaxSlot), long("b", MaxSlot)}, {a, "A"}, {b, "B"}, {"", ""}},
 		Wish:  long("w", MaxSlot), Rescue: Rescue{Slot: long("r", MaxSlot), Waits: 255, Stick: true},
-		Last: Last{Slot: long("l", MaxSlot), Trial: true}, Unproven: true,
+		Last: Last{Slot: long("l", MaxSlot), Trial: true, Orderly: true}, Unproven: true,
 		Trust: Trust{File: hash("trust"), Pending: hash("pending")}, Staged: Staged{Offset: 1 << 20, Size: 1<<63 - 1, Manifest: hash("staged"), Version: long("7", MaxVersion)},
 	}
 	for i := range MaxSlots {
 		s.Slots = append(s.Slots, Entry{
 			Slot: fmt.Sprint(i) + long("s", MaxSlot-1), Manifest: hash(fmt.Sprint(i)), Version: long("8", MaxVersion), Epoch: 1<<32 - 1, Created: -1,
-			Local: true, Good: true, Excluded: true, Tries: 255, Ends: 255, EndedSo: true, LastEnd: 255, Reason: 255, Booted: 1<<64 - 1,
+			Local: true, Good: true, Excluded: true, Tries: 255, Ends: 255, EndedSo: true, LastEnd: 255, Back: 255, Reason: 255, Booted: 1<<64 - 1,
 		})
 	}
 	for i := range MaxFalls {

@@ -639,6 +639,132 @@ func TestRule13_Evidence(t *testing.T) {
 	}
 }
 
+// count=failures: a power loss gives the try back, so many times a round; an orderly end and one with evidence do not.
+func TestRule13_PowerLosses(t *testing.T) {
+	none, dog, panics, orderly := status.None, status.Watchdog, status.Panic, status.Reboot
+	repeat := func(n int, ends ...status.Reason) []status.Reason {
+		return append(slices.Repeat([]status.Reason{none}, n), ends...)
+	}
+	for _, test := range []struct {
+		name   string
+		losses uint8
+		ends   []status.Reason // of the tries of B; the boot after them takes A
+		reason status.Reason
+	}{
+		{"all count", 0, repeat(3), status.Exhausted},
+		{"all are given back but for the last", 2, repeat(5), status.Exhausted},
+		{"eight at most", 8, repeat(11), status.Exhausted},
+		{"orderly ends count", 2, []status.Reason{orderly, orderly, orderly}, status.Exhausted},
+		{"evidence counts", 2, []status.Reason{dog, none, panics, none, dog}, dog},
+		{"what was given back is no evidence", 8, repeat(8, orderly, orderly, dog), dog},
+		{"one in between", 1, []status.Reason{orderly, none, orderly, orderly}, status.Exhausted},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			p := available
+			p.PowerLosses = test.losses
+			r := newRig(t, p, sealOf("1"), sealOf("2"), entry(a, "1", good), Entry{Slot: b})
+			round := func() {
+				t.Helper()
+				r.install("2")
+				end := status.None
+				for i, next := range test.ends {
+					d := r.boot(end)
+					if d.Slot != b {
+						t.Fatalf("try %d: %s is booted: %+v", i, d.Slot, r.durable.Slots)
+					}
+					if end = next; next == orderly {
+						s, changed := Ended(r.durable, b)
+						if _, again := Ended(s, b); !changed || again {
+							t.Fatalf("changed %t, again %t", changed, again)
+						}
+						r.commit(s)
+						end = status.None
+					}
+				}
+				d := r.boot(end)
+				wantBoot(t, d, a)
+				if d.Fallback == nil || d.Fallback.Reason != test.reason {
+					t.Errorf("fallback %+v, want %s", d.Fallback, test.reason)
+				}
+			}
+			round()
+			ends := 0
+			for _, e := range r.durable.Events {
+				if e.Kind == status.EventEnd {
+					want := test.ends[ends]
+					if want == none {
+						want = status.PowerLoss
+					}
+					if e.Reason != want {
+						t.Errorf("end %d is said to be %s, want %s", ends, e.Reason, want)
+					}
+					ends++
+				}
+			}
+			if ends != len(test.ends) {
+				t.Errorf("%d ends in the history, want %d", ends, len(test.ends))
+			}
+			if test.reason == status.Exhausted {
+				r.boot(status.None)
+				round() // the next round has as many
+			}
+		})
+	}
+}
+
+// A machine may restart by its watchdog: what the system said of its end counts for more, but for a panic.
+func TestRule13_Ends(t *testing.T) {
+	for _, test := range []struct {
+		orderly     bool
+		found, want status.Reason
+	}{
+		{false, status.None, status.PowerLoss},
+		{false, status.Watchdog, status.Watchdog},
+		{false, status.Panic, status.Panic},
+		{true, status.None, status.Reboot},
+		{true, status.Watchdog, status.Reboot},
+		{true, status.Panic, status.Panic},
+	} {
+		if got := (Last{Orderly: test.orderly}).end(test.found); got != test.want {
+			t.Errorf("orderly %t, found %s: %s, want %s", test.orderly, test.found, got, test.want)
+		}
+	}
+}
+
+// Only a trial's end is recorded; a confirmed system's shutdown writes nothing.
+func TestEndedWritesOnlyInATrial(t *testing.T) {
+	p := available
+	p.PowerLosses = 2
+	r := newRig(t, p, sealOf("1"), sealOf("2"), entry(a, "1", good), entry(b, "2"))
+	wantBoot(t, r.boot(status.None), a)
+	if _, changed := Ended(r.durable, a); changed {
+		t.Error("of a confirmed system")
+	}
+	r = newRig(t, p, sealOf("1"), sealOf("2"), entry(b, "2"), entry(a, "1", good))
+	wantBoot(t, r.boot(status.None), b)
+	if _, changed := Ended(r.durable, a); changed {
+		t.Error("of a slot that does not run")
+	}
+	r.good(b)
+	if _, changed := Ended(r.durable, b); changed {
+		t.Error("of a system that said good")
+	}
+}
+
+// A turn in rescue used up no try, so none is given back.
+func TestRule18_ATurnGivesNothingBack(t *testing.T) {
+	p := available
+	p.PowerLosses = 8
+	r := newRig(t, p, sealOf("1"), Seal{Status: SealMissing}, entry(a, "1", tries(0), because(status.Exhausted)))
+	r.facts.Retry = true
+	for range 3 {
+		wantBoot(t, r.boot(status.None), a)
+		if e := r.entry(a); e.Tries != 0 || e.Back != 0 || e.Reason != status.Exhausted {
+			t.Fatalf("%+v", e)
+		}
+	}
+}
+
 func TestRule13_BadIsEvidence(t *testing.T) {
 	r := newRig(t, available, sealOf("1"), sealOf("2"), entry(a, "1", good), Entry{Slot: b})
 	r.install("2")

@@ -25,7 +25,7 @@ func Good(s State, slot string, p Policy) (State, error) {
 	e := &s.Slots[i]
 	news := !e.Good || e.Reason != status.None || e.Excluded || s.Unproven // else a boot like any other, which must not fill the history
 	e.Good, e.Excluded, e.Tries, e.Reason = true, false, p.ConfirmedAttempts, status.None
-	e.Ends, e.EndedSo, e.LastEnd = 0, false, status.None
+	e.Ends, e.EndedSo, e.LastEnd, e.Back = 0, false, status.None, 0
 	s.Falls = slices.DeleteFunc(s.Falls, func(f Fall) bool { return f.Manifest == e.Manifest })
 	s.Rescue, s.Unproven = Rescue{}, false
 	if s.Last.Slot == slot {
@@ -124,4 +124,15 @@ func Deadline(s State, slot string, p Policy) (State, error) {
 	s.log(p, status.EventEnd, slot, status.TrialDeadline, 0, e.Manifest)
 	s.Last = Last{}
 	return s, nil
+}
+
+// Ended records that the running system goes down in order, which is neither evidence against it nor a power loss. changed
+// is false where nothing is to be recorded: the system is not on trial, or has said so.
+func Ended(s State, slot string) (next State, changed bool) {
+	if s.Last.Slot != slot || !s.Last.Trial || s.Last.Orderly {
+		return s, false
+	}
+	s = s.Clone()
+	s.Last.Orderly = true
+	return s, true
 }

@@ -62,6 +62,7 @@ type Entry struct {
 	Ends     uint8         // tries of this round that ended with evidence against the system
 	EndedSo  bool          // the last one did
 	LastEnd  status.Reason // the evidence, of the last try that left some
+	Back     uint8         // tries of this round that were given back after a power loss
 	Reason   status.Reason // why it is not booted; None: nothing against it
 	Booted   uint64        // boot number at which it was last started, 0: never
 }
@@ -122,8 +123,21 @@ type Rescue struct {
 
 // Last is the system that was started last and has not been accounted for. No slot: none.
 type Last struct {
-	Slot  string
-	Trial bool
+	Slot    string
+	Trial   bool
+	Orderly bool // it said that it goes down in order
+}
+
+// end says how it ended. found is what hardware and kernel know. A watchdog may be the way in which a machine restarts, so
+// that what the system said of its end counts for more; a panic on the way down is a panic.
+func (l Last) end(found status.Reason) status.Reason {
+	switch {
+	case l.Orderly && found != status.Panic:
+		return status.Reboot
+	case found == status.None:
+		return status.PowerLoss
+	}
+	return found
 }
 
 // Name is a slot's name and its bootname: "rootfs.0", "A".
@@ -160,10 +174,15 @@ type Policy struct {
 	ConfirmedAttempts uint8    // tries of one that has
 	Secure            bool     // fallback=secure
 	Floors            Floors   // built in
+	PowerLosses       uint8    // how many tries of a round are given back that ended in a power loss; 0: all count
 	Different         bool     // a bundle is taken by itself when it is no slot's, newer or not
 	MinVersion        string   // below it nothing is installed; what is installed is booted
 	Staging           bool     // there is a place where a bundle may be staged
 }
+
+// maxPowerLosses is Policy.PowerLosses of count=failures. With three attempts a system that says nothing is left after
+// eleven power losses.
+const maxPowerLosses = 8
 
 // PolicyOf returns what a configuration says. floor is the time that is built into the initramfs, seconds since 1970.
 func PolicyOf(c *config.Config, floor int64) Policy {
@@ -171,6 +190,9 @@ func PolicyOf(c *config.Config, floor int64) Policy {
 		Attempts: uint8(c.BootAttempts), ConfirmedAttempts: uint8(c.ConfirmedAttempts),
 		Secure: c.Fallback == "secure", Floors: Floors{Time: floor}, MinVersion: c.MinVersion,
 		Different: c.USB.Policy == "different", Staging: c.StagingDevice != "",
+	}
+	if c.PowerLossFree {
+		p.PowerLosses = maxPowerLosses
 	}
 	for _, s := range c.BootSlots() {
 		p.Slots = append(p.Slots, s.Name)
@@ -313,7 +335,7 @@ func (s State) Status(p Policy) status.State {
 	for _, e := range s.Slots {
 		v := status.Slot{
 			Slot: e.Slot, Bootname: p.Bootname(e.Slot), ManifestHash: e.Manifest.String(), Version: e.Version,
-			Epoch: e.Epoch, Tries: int(e.Tries), Good: e.Good, Excluded: e.Excluded, Reason: e.Reason.String(),
+			Epoch: e.Epoch, Tries: int(e.Tries), Good: e.Good, Excluded: e.Excluded, Back: int(e.Back), Reason: e.Reason.String(),
 		}
 		if s.Install.Target == e.Slot {
 			v.Reason = status.Installing.String()

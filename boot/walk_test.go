@@ -30,7 +30,9 @@ func TestWalk(t *testing.T) {
 		walks = 1000
 	}
 	t.Logf("LIFEBOAT_SEED=%d", seed)
-	for _, p := range []Policy{available, secure} {
+	forgiving := available
+	forgiving.PowerLosses = 3
+	for _, p := range []Policy{available, secure, forgiving} {
 		p.Staging = true
 		for i := range uint64(walks) {
 			w := &walk{rig: newRig(t, p, sealOf("1"), Seal{Status: SealMissing}), rng: rand.New(rand.NewPCG(seed, i)), healthy: map[Hash]bool{hash("1"): true}, next: 2, count: map[string]int{}}
@@ -201,7 +203,7 @@ func (w *walk) run(d Decision) {
 		} else {
 			w.count[d.Slot]++
 		}
-		if others && w.count[d.Slot] > int(w.p.Attempts) {
+		if others && w.count[d.Slot] > int(w.p.Attempts+w.p.PowerLosses) {
 			w.t.Errorf("I4: %s was booted %d times in one round", d.Slot, w.count[d.Slot])
 		}
 	}
@@ -226,6 +228,11 @@ func (w *walk) run(d Decision) {
 		if s, err := Deadline(w.durable, d.Slot, w.p); err == nil {
 			w.commit(s)
 			w.say("deadline")
+		}
+	case w.chance(20):
+		if s, changed := Ended(w.durable, d.Slot); changed {
+			w.commit(s)
+			w.say("goes down in order")
 		}
 	case w.chance(5):
 		if s, err := Next(w.durable, w.p.Slots[w.rng.IntN(2)], w.p); err == nil {
@@ -356,7 +363,7 @@ func (w *walk) probe() {
 		seal := c.medium[d.Slot]
 		return d.Action == Boot && seal.Whole == WholeRight && w.healthy[seal.Manifest]
 	}
-	const most = 3*2 + 8*2 + 2 + 2 // tries of two slots, and each its turn in rescue
+	most := 3*2 + 8*2 + 2 + 2 + 2*int(w.p.PowerLosses) // tries of two slots, and each its turn in rescue
 	came := false
 	for range most {
 		c.facts.Retry = false

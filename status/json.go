@@ -25,6 +25,21 @@ func (r *Report) JSON() []byte {
 				j.text("device", b.Device)
 			})
 		})
+		if w := r.Watchdog; w != nil {
+			j.field("watchdog", func() {
+				j.object(func() {
+					j.text("device", w.Device)
+					j.text("identity", w.Identity)
+					j.number("timeout", int64(w.Timeout))
+					if w.Pretimeout != 0 {
+						j.number("pretimeout", int64(w.Pretimeout))
+					}
+					if w.Stops {
+						j.flag("stops", true)
+					}
+				})
+			})
+		}
 		j.some("fallback", r.Fallback)
 		list(j, "installed", r.Installed, func(i Installed) {
 			j.text("file", i.File)
@@ -75,6 +90,9 @@ func (j *jsonWriter) state(s *State) {
 			j.number("tries", int64(e.Tries))
 			j.flag("good", e.Good)
 			j.flag("excluded", e.Excluded)
+			if e.Back != 0 {
+				j.number("given_back", int64(e.Back))
+			}
 			j.text("reason", e.Reason)
 			j.some("authenticity", e.Authenticity)
 		})

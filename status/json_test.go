@@ -13,19 +13,20 @@ func TestJSONIsEncodingJSON(t *testing.T) {
 		State: State{
 			Sequence: 7, Boot: 3, Format: 1, Floors: Floors{Version: "1.0", Epoch: 2, Time: 1700000000},
 			Slots: []Slot{
-				{Slot: "rootfs.0", Bootname: "A", ManifestHash: "00ff", Version: "1", Epoch: 1, Tries: 8, Good: true, Authenticity: "every boot"},
+				{Slot: "rootfs.0", Bootname: "A", ManifestHash: "00ff", Version: "1", Epoch: 1, Tries: 8, Good: true, Back: 2, Authenticity: "every boot"},
 				{Slot: "rootfs.1", Bootname: "B", Excluded: true, Reason: "exhausted"},
 			},
 			Events: []Event{{Boot: 1, Event: "boot"}, {Boot: 2, Time: 1700000001, Event: "refused", Slot: "rootfs.1", Reason: "panic", Code: 31, Manifest: "0011223344556677"}},
 			Staged: &Staged{Version: "3", ManifestHash: "22", Size: 12345, Waits: true},
 		},
 		StateDev: "/dev/vda1", Booted: Booted{Slot: "rootfs.0", Bootname: "A", Version: "1", Trial: true, TriesLeft: 2, Authenticity: "every boot", RootHash: "aa", Device: "/dev/vda3"},
+		Watchdog: &Armed{Device: "/dev/watchdog0", Identity: "x", Timeout: 30, Pretimeout: 5, Stops: true},
 		Fallback: "panic", Installed: []Installed{{File: "/a.raucb", Version: "2", Slot: "rootfs.1", Bootname: "B", ManifestHash: "11"}},
 		Refused: []Refused{{File: "/b\x00\x1f\"\\<>&\u2028\xff\ufffd.raucb", Code: 21, Text: "tab\tline\nreturn\r\b\f é 世"}},
 		Notes:   []string{"one", "two"}, Phases: []Phase{{"mounts", 1.25}, {"state", 0}, {"x", 1234567.891}}, Workers: []Worker{{"scan", 12345}}, InitRSS: 9,
 	}
 	empty := Report{State: State{Slots: []Slot{}, Events: []Event{}}, Installed: []Installed{}, Refused: []Refused{}}
-	for name, r := range map[string]Report{"full": full, "empty": empty, "zero": {}} {
+	for name, r := range map[string]Report{"full": full, "empty": empty, "zero": {}, "watchdog": {Watchdog: &Armed{Timeout: 1}}} {
 		want, err := json.MarshalIndent(r, "", " ")
 		if err != nil {
 			t.Fatal(err)

@@ -32,13 +32,14 @@ const (
 	NoDisk
 	TwoDisks
 	Requested
+	Reboot
 	reasons // one past the last
 )
 
 var reasonTokens = [reasons]string{
 	"", "exhausted", "told-bad", "seal-missing", "seal-false", "unreadable", "verity-error", "below-floor",
 	"installing", "panic", "watchdog", "trial-deadline", "power-loss", "state-lost", "no-slot", "no-disk",
-	"two-disks", "requested",
+	"two-disks", "requested", "reboot",
 }
 
 // String returns the token, "" for None, and "reason-N" for a number of a newer writer.
@@ -116,6 +117,7 @@ type Slot struct {
 	Tries        int    `json:"tries"` // left, after the boot that is running was counted
 	Good         bool   `json:"good"`
 	Excluded     bool   `json:"excluded"`
+	Back         int    `json:"given_back,omitempty"`   // tries of this round that a power loss did not cost
 	Reason       string `json:"reason"`                 // "" while nothing stands against the slot
 	Authenticity string `json:"authenticity,omitempty"` // "every boot" or "at install only"
 }
@@ -197,11 +199,21 @@ type Worker struct {
 	MaxRSSKiB int64  `json:"maxrss_kib"`
 }
 
+// Armed is the watchdog that early boot fed and handed over.
+type Armed struct {
+	Device     string `json:"device"`
+	Identity   string `json:"identity"`
+	Timeout    int    `json:"timeout"`              // seconds
+	Pretimeout int    `json:"pretimeout,omitempty"` // seconds before it
+	Stops      bool   `json:"stops,omitempty"`      // at the hand-over: it protects nobody after early boot
+}
+
 // Report is the content of boot.json.
 type Report struct {
 	State     State       `json:"state"`
 	StateDev  string      `json:"state_device"` // block device of the state partition, "" when there is none
 	Booted    Booted      `json:"booted"`
+	Watchdog  *Armed      `json:"watchdog,omitempty"` // nil: none
 	Fallback  string      `json:"fallback,omitempty"` // reason token when this boot fell back
 	Installed []Installed `json:"installed"`
 	Refused   []Refused   `json:"refused"`
