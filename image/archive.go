@@ -44,6 +44,7 @@ type Archive struct {
 	Config      string        `json:"config"`   // system.conf as it is
 	Modules     []string      `json:"modules"`
 	ModulesUSB  []string      `json:"modules_usb"`
+	ModulesDog  []string      `json:"modules_watchdog,omitempty"` // loaded first
 	Parts       []Part        `json:"parts"`
 	Files       []ArchiveFile `json:"files"`
 }
@@ -125,6 +126,7 @@ func ReadArchive(name string) (*Archive, error) {
 	a.Config = string(content[configName])
 	a.Modules = lines(content[modulesName])
 	a.ModulesUSB = lines(content[modulesUSBName])
+	a.ModulesDog = append(lines(content[modulesDogName]), lines(content[modulesSoftdog])...)
 	for _, line := range a.ModulesUSB {
 		file, _, _ := strings.Cut(line, " ")
 		usb[strings.TrimPrefix(file, "/")] = true

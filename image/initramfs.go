@@ -35,6 +35,8 @@ const (
 	buildName      = "etc/lifeboat/build"
 	modulesName    = "etc/lifeboat/modules"
 	modulesUSBName = "etc/lifeboat/modules.usb"
+	modulesDogName = "etc/lifeboat/modules.watchdog"
+	modulesSoftdog = "etc/lifeboat/modules.softdog"
 )
 
 // DefaultSpec is the list of files that is used where none is given.
@@ -92,12 +94,12 @@ func Initramfs(ctx context.Context, o InitramfsOptions, out string) (*InitramfsR
 			return nil, err
 		}
 		defer k.root.Close()
-		modules, err := moduleNodes(k, o.Features, o.Modules)
+		modules, count, err := moduleNodes(k, o.Features, o.Modules, c.Watchdog)
 		if err != nil {
 			return nil, err
 		}
 		nodes = append(nodes, modules...)
-		report.Release, report.Modules = k.release, len(modules)-2
+		report.Release, report.Modules = k.release, count
 	}
 	if nodes, err = withFolders(nodes); err != nil {
 		return nil, fmt.Errorf("initramfs: %w", err)
@@ -140,9 +142,9 @@ func textNode(name, content string) node {
 	return node{name: name, mode: unix.S_IFREG | 0o644, content: []byte(content)}
 }
 
-// moduleNodes returns the modules and, last, the two lists of them.
-func moduleNodes(k *kernel, features, more []string) ([]node, error) {
-	var nodes []node
+// moduleNodes returns the modules, of which there are count, and then the lists of them, those of modules and modules.usb
+// last.
+func moduleNodes(k *kernel, features, more []string, w config.Watchdog) (nodes []node, count int, err error) {
 	loaded := map[string]bool{}
 	list := func(wanted []string) (string, error) {
 		names := make([]string, 0, len(wanted))
@@ -171,22 +173,28 @@ func moduleNodes(k *kernel, features, more []string) ([]node, error) {
 	for _, m := range more {
 		name, _, _ := strings.Cut(m, " ")
 		if _, ok := k.file[strings.ReplaceAll(name, "-", "_")]; !ok {
-			return nil, fmt.Errorf("kernel %s has no module %s", k.release, name)
+			return nil, 0, fmt.Errorf("kernel %s has no module %s", k.release, name)
 		}
 	}
 	if features == nil {
 		features = DefaultFeatures()
 	}
 	boot, late := wantedModules(features)
-	first, err := list(slices.Concat(boot, more))
-	if err != nil {
-		return nil, err
+	hard, soft := watchdogModules(w)
+	var lists []node
+	for _, l := range []struct {
+		name  string
+		wants []string
+	}{{modulesDogName, hard}, {modulesSoftdog, soft}, {modulesName, slices.Concat(boot, more)}, {modulesUSBName, late}} {
+		text, err := list(l.wants)
+		if err != nil {
+			return nil, 0, err
+		}
+		if text != "" || l.name == modulesName || l.name == modulesUSBName {
+			lists = append(lists, textNode(l.name, text))
+		}
 	}
-	usb, err := list(late)
-	if err != nil {
-		return nil, err
-	}
-	return append(nodes, textNode(modulesName, first), textNode(modulesUSBName, usb)), nil
+	return append(nodes, lists...), len(nodes), nil
 }
 
 // writeArchive writes nodes as a newc archive: times 0, inode numbers counted from 1.

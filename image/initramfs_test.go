@@ -13,6 +13,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"lifeboat/config"
 )
 
 const testConfig = `[system]
@@ -72,6 +74,8 @@ func fakeKernel(t *testing.T) string {
 			"kernel/usb/usb-storage.ko: kernel/usb/usbcore.ko kernel/scsi/scsi_mod.ko", "kernel/usb/usbcore.ko:",
 			"kernel/usb/xhci-pci.ko: kernel/usb/usbcore.ko",
 			"kernel/net/e1000.ko:",
+			"kernel/dog/i6300esb.ko: kernel/dog/watchdog.ko", "kernel/dog/softdog.ko: kernel/dog/watchdog.ko",
+			"kernel/dog/pretimeout_panic.ko: kernel/dog/watchdog.ko", "kernel/dog/watchdog.ko:",
 		}, "\n") + "\n",
 		base + "modules.softdep": "# Soft dependencies\nsoftdep jbd2 pre: crypto-crc32c post: e1000\n",
 		base + "modules.alias":   "alias crypto-crc32c crc32c_intel\nalias crypto-crc32c crc32c_generic\n",
@@ -89,9 +93,12 @@ func TestModuleOrder(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer k.root.Close()
-	nodes, err := moduleNodes(k, nil, []string{"e1000 debug=1"})
+	nodes, count, err := moduleNodes(k, nil, []string{"e1000 debug=1"}, config.Watchdog{Softdog: true, Pretimeout: time.Second})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if count != len(nodes)-2 { // no watchdog was asked for: no list of them
+		t.Errorf("%d modules in %d files", count, len(nodes))
 	}
 	boot, usb := nodes[len(nodes)-2], nodes[len(nodes)-1]
 	const p = "/lib/modules/6.9-test/kernel/"
@@ -102,6 +109,8 @@ func TestModuleOrder(t *testing.T) {
 ~crypto/crc32c_generic.ko
 ~fs/jbd2.ko
 ~fs/ext4.ko
+~dog/watchdog.ko
+~dog/i6300esb.ko
 ~net/e1000.ko debug=1
 `)
 	if diff := cmp.Diff(want, string(boot.content)); diff != "" || boot.name != modulesName {
@@ -111,8 +120,41 @@ func TestModuleOrder(t *testing.T) {
 	if diff := cmp.Diff(want, string(usb.content)); diff != "" || usb.name != modulesUSBName {
 		t.Errorf("%s:\n%s", usb.name, diff)
 	}
-	if _, err := moduleNodes(k, nil, []string{"floppy"}); err == nil || !strings.Contains(err.Error(), "has no module floppy") {
+	if _, _, err := moduleNodes(k, nil, []string{"floppy"}, config.Watchdog{}); err == nil || !strings.Contains(err.Error(), "has no module floppy") {
 		t.Errorf("a module that was asked for and is not there: %v", err)
+	}
+}
+
+// Watchdogs that the configuration asks for are loaded first, the kernel's own timer only where there is no other.
+func TestWatchdogModules(t *testing.T) {
+	k, err := openKernel(context.Background(), fakeKernel(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.root.Close()
+	const core, hard, soft, panics = "/lib/modules/6.9-test/kernel/dog/watchdog.ko\n", "/lib/modules/6.9-test/kernel/dog/i6300esb.ko\n",
+		"/lib/modules/6.9-test/kernel/dog/softdog.ko soft_panic=1\n", "/lib/modules/6.9-test/kernel/dog/pretimeout_panic.ko\n"
+	for _, test := range []struct {
+		w        config.Watchdog
+		features []string
+		want     map[string]string
+	}{
+		{config.Watchdog{}, []string{"watchdog"}, map[string]string{modulesName: core + hard}},
+		{config.Watchdog{Timeout: 30 * time.Second}, []string{"watchdog"}, map[string]string{modulesDogName: core + hard, modulesName: ""}},
+		{config.Watchdog{Timeout: 30 * time.Second, Pretimeout: 5 * time.Second, Softdog: true}, []string{"usb2"}, map[string]string{modulesDogName: core + hard + panics, modulesSoftdog: soft, modulesName: ""}},
+	} {
+		nodes, count, err := moduleNodes(k, test.features, nil, test.w)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[string]string{}
+		for _, n := range nodes[count:] {
+			got[n.name] = string(n.content)
+		}
+		test.want[modulesUSBName] = ""
+		if diff := cmp.Diff(test.want, got); diff != "" {
+			t.Errorf("%+v:\n%s", test.w, diff)
+		}
 	}
 }
 
@@ -232,14 +274,14 @@ func TestInitramfs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if report.Release != "6.9-test" || report.Modules != 12 {
+		if report.Release != "6.9-test" || report.Modules != 14 {
 			t.Errorf("%s: %+v", name, report)
 		}
 		a, err := ReadArchive(filepath.Join(dir, name))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if a.Build != "1700000000" || a.Config != testConfig || len(a.Modules) != 7 || len(a.ModulesUSB) != 5 || a.RawSize != report.RawSize {
+		if a.Build != "1700000000" || a.Config != testConfig || len(a.Modules) != 9 || len(a.ModulesUSB) != 5 || a.RawSize != report.RawSize {
 			t.Errorf("%s: build %s, %d and %d modules, raw %d of %d", name, a.Build, len(a.Modules), len(a.ModulesUSB), a.RawSize, report.RawSize)
 		}
 		if i := slices.IndexFunc(a.Files, func(f ArchiveFile) bool { return f.Name == "etc/lifeboat/keyring.pem" }); i < 0 || a.Files[i].Size != 5 {

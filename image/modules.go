@@ -16,6 +16,8 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
+
+	"lifeboat/config"
 )
 
 // feature is a group of modules that early boot may want; what they need comes with them. What a kernel has built in
@@ -48,6 +50,28 @@ var features = []feature{
 }
 
 const usbFeature = "usb" // usb and all that follow are loaded late
+
+// watchdogModules are the drivers of watchdogs that early boot arms, where [watchdog] asks for it: before all others, so that
+// nothing can get stuck without one. Those that guess at ports (Super I/O chips) are left to --module. 60 KB compressed
+// with Debian's generic kernel.
+func watchdogModules(w config.Watchdog) (hard, soft []string) {
+	if w.Timeout == 0 {
+		return nil, nil
+	}
+	hard = []string{
+		"i6300esb", "lpc_ich", "i2c_i801", "iTCO_wdt", "sp5100_tco", "wdat_wdt", "hpwdt", "simatic_ipc_wdt", "ie6xx_wdt", "via_wdt",
+		"bcm2835_wdt", "imx2_wdt", "imx7ulp_wdt", "imx_sc_wdt", "sunxi_wdt", "meson_gxbb_wdt", "dw_wdt", "sbsa_gwdt", "sp805_wdt", "armada_37xx_wdt",
+		"orion_wdt", "omap_wdt", "rti_wdt", "s3c2410_wdt", "qcom_wdt", "mtk_wdt", "tegra_wdt", "renesas_wdt", "cadence_wdt", "arm_smc_wdt",
+	}
+	if w.Pretimeout > 0 {
+		hard = append(hard, "pretimeout_panic")
+	}
+	if w.Softdog {
+		// Its end is a panic, which leaves evidence where there is a pstore; a restart would leave none.
+		soft = []string{"softdog soft_panic=1"}
+	}
+	return hard, soft
+}
 
 // Features reads a choice of module groups: names with commas or spaces between, or changes of the default like
 // "+ahci,-ext4", or "all". The result stands in the order of loading; "" is the default.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lifeboat/status"
+	"lifeboat/watchdog"
 )
 
 // mountBasics mounts what everything needs and makes the kernel come back from a panic: Debian's default is to hang.
@@ -67,15 +69,12 @@ func loadModule(path, options string) error {
 
 // lastEnd asks hardware and kernel how the last boot ended. status.None: nobody knows, so it was the power, or an
 // orderly reboot.
-func lastEnd() status.Reason {
-	if panicked() {
-		return status.Panic
+func (d *device) lastEnd() status.Reason {
+	if end := panicked(); end != status.None {
+		return end
 	}
-	dogs, _ := filepath.Glob("/sys/class/watchdog/watchdog*/bootstatus")
-	for _, file := range dogs {
-		if n, _ := strconv.ParseUint(readTrimmed(file), 0, 32); n&unix.WDIOF_CARDRESET != 0 {
-			return status.Watchdog
-		}
+	if d.dog != nil && d.dog.CardReset || watchdog.CardReset(watchdog.Find(sysfs)) {
+		return status.Watchdog
 	}
 	return status.None
 }
@@ -85,25 +84,34 @@ const pstore = "/sys/fs/pstore"
 // lastWords is where the records of a panic are kept for the running system.
 const lastWords = status.Dir + "/pstore"
 
-// panicked reports whether the kernel left a panic in pstore, and moves what it left to lastWords so that it is
-// counted once.
-func panicked() bool {
+// What a watchdog's warning and the kernel's own timer panic with.
+var watchdogPanics = [...]string{"not syncing: watchdog pretimeout event", "not syncing: Software Watchdog Timer expired"}
+
+// panicked says what the kernel's last words are about, if it left some of a panic in pstore: status.Panic, or
+// status.Watchdog where that made it panic. It moves what was left to lastWords so that it is counted once.
+func panicked() status.Reason {
 	if _, err := mount.Mount("pstore", pstore, "pstore", "", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC); err != nil && !errors.Is(err, unix.EBUSY) {
-		return false
+		return status.None
 	}
 	files, _ := filepath.Glob(pstore + "/dmesg-*")
-	found := false
+	end := status.None
 	for _, f := range files {
 		raw, err := os.ReadFile(f)
 		if err != nil || len(raw) > maxLastWords {
 			continue
 		}
-		found = found || strings.HasPrefix(string(raw), "Panic#")
+		text := string(raw)
+		if strings.HasPrefix(text, "Panic#") && end == status.None {
+			end = status.Panic
+		}
+		if slices.ContainsFunc(watchdogPanics[:], func(s string) bool { return strings.Contains(text, s) }) {
+			end = status.Watchdog
+		}
 		if os.MkdirAll(lastWords, 0o700) == nil {
 			_ = os.WriteFile(filepath.Join(lastWords, filepath.Base(f)), raw, 0o600)
 		}
 	}
-	return found
+	return end
 }
 
 const maxLastWords = 256 << 10

@@ -28,6 +28,7 @@ import (
 	"lifeboat/update"
 	"lifeboat/update/crew"
 	"lifeboat/usb"
+	"lifeboat/watchdog"
 )
 
 func main() {
@@ -74,6 +75,8 @@ type device struct {
 	show    *display
 	moved   context.CancelCauseFunc // ends a boot whose disk has changed
 	lost    bool                    // something of the disk went away in this boot
+	dog     *watchdog.Dog
+	keep    *watchdog.Keeper
 }
 
 // run is one boot: a list of phases. It returns only after a fault.
@@ -92,19 +95,22 @@ func run() {
 		d.con.alarm("the initramfs is broken: " + err.Error())
 		return
 	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	d.arm(ctx)
 	d.watch, _ = disk.Watch()
 	loadModules(d.con, filepath.Join(config.Dir, "modules"))
-	d.clock.phase("modules")
+	d.ended("modules")
 	d.show = newDisplay(d)
 	if list := filepath.Join(config.Dir, "modules.usb"); d.watch != nil && len(readTrimmed(list)) > 0 {
 		d.usb = &sticks{d: d, modules: list}
 	}
-	end := lastEnd()
+	end := d.lastEnd()
 	var u *update.Device
 	var started update.Started
 	for {
 		d.resolve()
-		d.clock.phase("devices")
+		d.ended("devices")
 		ctx, cancel := context.WithCancelCause(context.Background())
 		d.moved, d.lost = cancel, false
 		u = d.device()
@@ -115,7 +121,7 @@ func run() {
 		d.con.alarm(context.Cause(ctx).Error())
 		end = status.None // that boot ended in rescue
 	}
-	d.clock.phase("root")
+	d.ended("root")
 	d.trust = u.Trust
 	d.handOver(started)
 }
@@ -145,8 +151,9 @@ func (d *device) configure() error {
 // device wires the rooms.
 func (d *device) device() *update.Device {
 	u := &update.Device{
-		Store: d.store(), Policy: boot.PolicyOf(d.cfg, d.trust.Floor), Trust: d.trust, Class: d.cfg.BootSlots()[0].Class, Slots: &slotDoor{d: d, Slots: crew.Slots{Path: d.slotPath}},
-		Crew: d.workers(), Say: d.con.say, Screen: d.show.rescue, Phase: d.clock.phase, Report: d.report,
+		Store: d.store(), Policy: boot.PolicyOf(d.cfg, d.trust.Floor), Trust: d.trust, Class: d.cfg.BootSlots()[0].Class,
+		Slots: &fedSlots{&slotDoor{d: d, Slots: crew.Slots{Path: d.slotPath}}, d}, Crew: &fedCrew{d.workers(), d},
+		Say: d.con.say, Screen: d.show.rescue, Phase: d.ended, Report: d.report,
 		Rescue: d.cmd.Rescue, RescueRetry: d.cfg.Rescue.Retry, Chance: chance(),
 		Name: d.slotName, Bootname: d.bootname, Step: d.show.step, Progress: d.show.progress, Clock: (*rest)(d),
 	}
@@ -212,9 +219,9 @@ func (s *sticks) Sources(context.Context) []update.Source {
 	if !s.awake {
 		s.awake = true
 		loadModules(s.d.con, s.modules)
-		s.d.clock.phase("usb-modules")
+		s.d.ended("usb-modules")
 		usb.Settle(s.d.watch, sysfs, s.d.cfg.USB.Settle)
-		s.d.clock.phase("usb-settle")
+		s.d.ended("usb-settle")
 	}
 	found, err := usb.Sticks(sysfs)
 	if err != nil {
@@ -253,6 +260,7 @@ func (r *rest) Sleep(ctx context.Context, t time.Duration) {
 func (d *device) wait(ctx context.Context, t time.Duration) (changed bool) {
 	for end := time.Now().Add(t); !changed && ctx.Err() == nil && time.Now().Before(end); {
 		d.show.tick()
+		d.enter("rescue", stepLimit) // waiting is what it is for, as long as it turns
 		step := min(time.Until(end), time.Second)
 		var err error
 		if d.watch != nil {

@@ -52,6 +52,7 @@ func (d *device) resolve() {
 			d.con.alarm(d.found.why)
 			d.show.rescue(update.Rescue{Reason: shown})
 		}
+		d.enter("devices", stepLimit)
 		wait := time.Second
 		if waited > diskWait {
 			wait = 10 * time.Second

@@ -134,6 +134,8 @@ func (d *device) handOver(s update.Started) {
 	}
 	d.con.say(status.StartingLine(d.cfg.Init))
 	d.con.unhush()
+	d.enter("hand-over", stepLimit)
+	d.keep.Feed() // what comes next closes it, armed, and has a whole timeout until somebody must feed it
 	if err := switchRoot(newRoot, d.cfg.Init); err != nil {
 		// The try was counted: after enough of them the other slot has its turn.
 		d.con.alarm("start " + d.cfg.Init + ": " + err.Error())

@@ -1,0 +1,123 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"lifeboat/config"
+	"lifeboat/slots"
+	"lifeboat/status"
+	"lifeboat/update"
+	"lifeboat/watchdog"
+)
+
+// How long PID 1 may be silent before it is taken to be stuck. The watchdog's own timeout comes on top.
+const (
+	stepLimit   = time.Minute     // PID 1's own steps: loading modules, looking for devices, a record, a mount
+	workerLimit = time.Minute     // a worker that says nothing is ended long before
+	flushLimit  = 5 * time.Minute // what an installer wrote, from the page cache to a slow medium
+)
+
+// arm finds and arms a watchdog, and feeds it from now on. It comes before anything that can hang. Where [watchdog] is off,
+// one that the boot loader armed and that the kernel does not feed is fed all the same.
+func (d *device) arm(ctx context.Context) {
+	w := d.cfg.Watchdog
+	o := watchdog.Options{Timeout: w.Timeout, Pretimeout: w.Pretimeout, Device: w.Device, Softdog: w.Softdog, StopsAtClose: w.StopsAtClose}
+	loadModules(d.con, filepath.Join(config.Dir, "modules.watchdog"))
+	all := watchdog.Find(sysfs)
+	if w.Softdog && len(all) == 0 {
+		loadModules(d.con, filepath.Join(config.Dir, "modules.softdog"))
+		all = watchdog.Find(sysfs)
+	}
+	for {
+		dev, ok, why := watchdog.Choose(all, o)
+		if !ok {
+			if why != "" {
+				d.warn("no watchdog: " + why)
+			}
+			return
+		}
+		g, err := watchdog.Open(dev, o)
+		if err != nil {
+			d.warn(fmt.Sprintf("watchdog %s (%s): %v", dev.Path(), dev.Identity, err))
+		}
+		if g != nil {
+			d.guard(ctx, g)
+			return
+		}
+		left := all[:0]
+		for _, o := range all {
+			if o.Name != dev.Name {
+				left = append(left, o)
+			}
+		}
+		all = left
+	}
+}
+
+// warn says what the running system should know, too.
+func (d *device) warn(line string) {
+	d.con.say(line)
+	d.report.Notes = append(d.report.Notes, line)
+}
+
+func (d *device) guard(ctx context.Context, g *watchdog.Dog) {
+	d.dog = g
+	defer d.ended("watchdog")
+	d.keep = watchdog.Keep(ctx, g.Feed, g.Timeout, func(phase string) {
+		d.con.log(fmt.Sprintf("%s does not get on: the watchdog is fed no more", phase)) // a console may be what hangs
+	})
+	d.con.say(fmt.Sprintf("watchdog %s (%s) timeout %s", g.Path(), g.Identity, g.Timeout))
+	if g.Stops {
+		d.warn("the watchdog stops at the hand-over: it protects early boot only")
+	}
+	d.report.Watchdog = &status.Armed{
+		Device: g.Path(), Identity: g.Identity, Timeout: int(g.Timeout / time.Second), Pretimeout: int(g.Pretimeout / time.Second), Stops: g.Stops,
+	}
+}
+
+// enter says which phase begins.
+func (d *device) enter(phase string, limit time.Duration) {
+	hang(d, phase)
+	d.keep.Enter(phase, limit)
+}
+
+// ended is the end of a phase, and the next one is one of PID 1's own steps.
+func (d *device) ended(phase string) {
+	d.clock.phase(phase)
+	d.enter("what follows "+phase, stepLimit)
+}
+
+// fedCrew feeds while a worker gets on.
+type fedCrew struct {
+	update.Crew
+	d *device
+}
+
+func (c *fedCrew) Run(ctx context.Context, role string, input []byte, src update.Source, slot string, frame func(byte, []byte) error) error {
+	c.d.enter(role, workerLimit)
+	defer c.d.enter("what follows "+role, stepLimit)
+	return c.Crew.Run(ctx, role, input, src, slot, func(kind byte, body []byte) error {
+		c.d.keep.Progress()
+		return frame(kind, body)
+	})
+}
+
+// fedSlots is update.Slots inside deadlines.
+type fedSlots struct {
+	update.Slots
+	d *device
+}
+
+func (s *fedSlots) Sync(slot string) error {
+	s.d.enter("flush", flushLimit)
+	defer s.d.enter("what follows flush", stepLimit)
+	return s.Slots.Sync(slot)
+}
+
+func (s *fedSlots) Start(slot string, f slots.Facts) error {
+	s.d.enter("start", stepLimit)
+	return s.Slots.Start(slot, f)
+}
