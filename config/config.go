@@ -24,6 +24,9 @@ const Dir = "/etc/lifeboat"
 // MaxBootSlots is how many slots may have a bootname: so many have room in the state record.
 const MaxBootSlots = 4
 
+// MaxChildren is how many classes may go with that of the boot slots.
+const MaxChildren = 3
+
 // Config is one system.conf with the defaults filled in.
 type Config struct {
 	Compatible          string
@@ -122,6 +125,17 @@ func (c *Config) BootSlots() []Slot {
 		}
 	}
 	return boot
+}
+
+// Group returns the slots that go with a boot slot, by class: one bundle fills all of them.
+func (c *Config) Group(parent string) []Slot {
+	var group []Slot
+	for _, s := range c.Slots {
+		if s.Parent == parent {
+			group = append(group, s)
+		}
+	}
+	return group
 }
 
 // PartLabel returns the partition label that a device= names, and false if it names a kernel device like /dev/vda2.
@@ -559,6 +573,45 @@ func (c *Config) checkSlots(lines map[string]int) error {
 	}
 	if boot > MaxBootSlots {
 		return fmt.Errorf("%d slots have a bootname, at most %d can", boot, MaxBootSlots)
+	}
+	return c.checkGroups(lines)
+}
+
+// checkGroups sees to it that a bundle for one boot slot's group is one for every other's.
+func (c *Config) checkGroups(lines map[string]int) error {
+	classes := func(group []Slot) (all []string) {
+		for _, s := range group {
+			all = append(all, s.Class)
+		}
+		return all
+	}
+	var first []string
+	for i, b := range c.BootSlots() {
+		group := c.Group(b.Name)
+		for j, s := range group {
+			line := lines[s.Name]
+			switch {
+			case s.Class == b.Class:
+				return fmt.Errorf("line %d: [slot.%s] is of its parent's class", line, s.Name)
+			case s.Class == "root":
+				return fmt.Errorf("line %d: [slot.%s]: the class root would be the mapped device lifeboat-root, which is the parent's", line, s.Name)
+			case slices.ContainsFunc(group[:j], func(o Slot) bool { return o.Class == s.Class }):
+				return fmt.Errorf("line %d: [slot.%s] is the second of its class with the parent %s", line, s.Name, b.Name)
+			case s.Mount != "" && slices.ContainsFunc(group[:j], func(o Slot) bool { return o.Mount == s.Mount }):
+				return fmt.Errorf("line %d: [slot.%s] is the second with mount=%s", line, s.Name, s.Mount)
+			case s.Type != "raw" && s.Type != "ext4" && s.Type != "vfat":
+				return fmt.Errorf("line %d: [slot.%s] goes with a slot that is booted and can't be of type %s, use raw", line, s.Name, s.Type)
+			}
+		}
+		if len(group) > MaxChildren {
+			return fmt.Errorf("%d slots have the parent %s, at most %d can", len(group), b.Name, MaxChildren)
+		}
+		if i == 0 {
+			first = classes(group)
+		} else if !slices.Equal(classes(group), first) {
+			return fmt.Errorf("line %d: with [slot.%s] go the classes %q, with [slot.%s] %q: a bundle fits only where they are the same",
+				lines[b.Name], b.Name, classes(group), c.BootSlots()[0].Name, first)
+		}
 	}
 	return nil
 }

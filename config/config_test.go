@@ -77,9 +77,9 @@ func TestParse(t *testing.T) {
 				"line 18: [keyring] use-bundle-signing-time means nothing here",
 			}
 		}},
-		{"a group", minimal + "[slot.app.10]\ndevice=/dev/vda9\nparent=rootfs.0\nmount=/opt/app\ntype=ext4\nreadonly=true\ndescription=a\\sb\n", func(c *Config) {
+		{"a group", minimal + "[slot.app.10]\ndevice=/dev/vda9\nparent=rootfs.0\nmount=/opt/app\ntype=ext4\nreadonly=true\ndescription=a\\sb\n" + "[slot.app.11]\ndevice=/dev/vda10\nparent=rootfs.1\n", func(c *Config) {
 			app := Slot{Name: "app.10", Class: "app", Index: 10, Device: "/dev/vda9", Type: "ext4", Parent: "rootfs.0", Mount: "/opt/app", ReadOnly: true, Description: "a b"}
-			c.Slots = append([]Slot{app}, c.Slots...)
+			c.Slots = append([]Slot{app, {Name: "app.11", Class: "app", Index: 11, Device: "/dev/vda10", Type: "raw", Parent: "rootfs.1"}}, c.Slots...)
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -169,6 +169,14 @@ func TestParseRefuses(t *testing.T) {
 		{"key without a code", "[rescue]\nkey=F8\n", "not a number from 1 to 767"},
 		{"count", "[fallback]\ncount=none\n", "is none of: all, failures"},
 		{"mounted root", "[slot.rootfs.0]\ndevice=/dev/x\nbootname=A\nmount=/x\n", "has mount= and no parent="},
+		{"a group of one boot slot only", minimal + "[slot.a.0]\ndevice=/dev/x\nparent=rootfs.0\n", `line 8: with [slot.rootfs.1] go the classes [], with [slot.rootfs.0] ["a"]`},
+		{"groups of different classes", minimal + "[slot.a.0]\ndevice=/dev/x\nparent=rootfs.0\n[slot.b.0]\ndevice=/dev/y\nparent=rootfs.1\n", `go the classes ["b"]`},
+		{"child of its parent's class", minimal + "[slot.rootfs.2]\ndevice=/dev/x\nparent=rootfs.0\n", "is of its parent's class"},
+		{"child of the root's mapped name", minimal + "[slot.root.0]\ndevice=/dev/x\nparent=rootfs.0\n", "would be the mapped device lifeboat-root"},
+		{"two children of a class", minimal + "[slot.a.0]\ndevice=/dev/x\nparent=rootfs.0\n[slot.a.1]\ndevice=/dev/y\nparent=rootfs.0\n", "is the second of its class"},
+		{"two children in one place", minimal + "[slot.a.0]\ndevice=/dev/x\nparent=rootfs.0\nmount=/m\n[slot.b.0]\ndevice=/dev/y\nparent=rootfs.0\nmount=/m\n", "is the second with mount=/m"},
+		{"child on flash", minimal + "[slot.a.0]\ndevice=/dev/x\nparent=rootfs.0\ntype=nand\n", "can't be of type nand"},
+		{"four children", minimal + "[slot.a.0]\ndevice=/dev/w\nparent=rootfs.0\n[slot.b.0]\ndevice=/dev/x\nparent=rootfs.0\n[slot.c.0]\ndevice=/dev/y\nparent=rootfs.0\n[slot.d.0]\ndevice=/dev/z\nparent=rootfs.0\n", "4 slots have the parent rootfs.0, at most 3 can"},
 		{"control character", system("compatible=a\x1bb"), "line 2: control character 0x1b"},
 		{"nul", system("compatible=a\x00b"), "line 2: control character"},
 		{"byte order mark", "\xef\xbb\xbf[system]\n", "line 1: starts with a byte order mark"},
@@ -222,10 +230,10 @@ func TestExample(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(long.Slots) != 3 || long.StagingDevice != "PARTLABEL=staging" || len(long.Warnings) != 0 {
+	if len(long.Slots) != 4 || long.StagingDevice != "PARTLABEL=staging" || len(long.Warnings) != 0 {
 		t.Errorf("keys behind # are not all there: %+v", long)
 	}
-	long.Slots = long.Slots[1:] // appfs.0
+	long.Slots = long.Slots[2:] // appfs.0 and appfs.1
 	long.Slots[0].Description = ""
 	long.StagingDevice, long.MinVersion = "", ""
 	// What has no default stands there as an example.

@@ -62,6 +62,10 @@ func VerityTable(dev string, dataBlocks int64, root [32]byte, salt []byte, opts 
 	return Target{Sectors: uint64(dataBlocks) * (VerityBlock / 512), Type: "verity", Args: args}
 }
 
+// Path is where a system looks for a mapped device: a link to /dev/dm-N that
+// Open makes and Remove takes away, as udev would.
+func Path(name string) string { return "/dev/mapper/" + name }
+
 // Open creates the device name with the given table, makes it live and returns
 // the path of its block device, /dev/dm-N. With ro the device refuses writes
 // (verity wants that). On an error nothing is left behind.
@@ -81,7 +85,11 @@ func Open(name string, ro bool, targets ...Target) (path string, err error) {
 	if err := Resume(name); err != nil {
 		return "", err
 	}
-	return node("/dev", dev)
+	if path, err = node("/dev", dev); err == nil {
+		_ = os.Remove(Path(name))
+		err = os.Symlink("../"+filepath.Base(path), Path(name))
+	}
+	return path, err
 }
 
 // Reload swaps the table of the live device name. Reads and writes in flight
@@ -139,6 +147,7 @@ func Remove(name string) error {
 	if _, err := call(cmdDevRemove, name, 0, nil, 0); err != nil {
 		return fmt.Errorf("remove mapped device %s: %w", name, err)
 	}
+	_ = os.Remove(Path(name))
 	return nil
 }
 

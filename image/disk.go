@@ -40,7 +40,8 @@ type DiskOptions struct {
 	self    *self  // stands in for a keyring
 }
 
-// Fill puts a file into a slot.
+// Fill puts a file into a slot. A bundle fills a boot slot and those that go with it; of images each slot has its own, and
+// those of a group become one bundle.
 type Fill struct {
 	Slot string // name or bootname
 	File string // a bundle (*.raucb), or an image, which is signed by DiskOptions.Sign
@@ -106,17 +107,16 @@ func Disk(ctx context.Context, o DiskOptions, out string) (*DiskReport, error) {
 			f.file.Close()
 		}
 	}()
-	for _, fill := range o.Fill {
-		f, err := o.open(ctx, fill, temp)
+	fills, err := o.bundles(ctx, temp)
+	if err != nil {
+		return nil, err
+	}
+	for _, fill := range fills {
+		f, err := o.open(ctx, fill)
 		if err != nil {
 			return nil, err
 		}
 		fillings = append(fillings, f)
-		for _, other := range fillings[:len(fillings)-1] {
-			if other.slot.Name == f.slot.Name {
-				return nil, fmt.Errorf("slot %s is to be filled twice", f.slot.Name)
-			}
-		}
 		// Room for the next versions: a quarter more, and never less than 32 MiB.
 		sizes[f.slot.Class] = max(sizes[f.slot.Class], roundUp(f.need+f.need/4, 4*mib), 32*mib)
 	}
@@ -181,27 +181,77 @@ func placeOf(places []Place, slot string) Place {
 	return Place{}
 }
 
-// open makes a bundle of a plain image, verifies it as the device would and finds the image for the slot.
-func (o *DiskOptions) open(ctx context.Context, fill Fill, temp string) (*filling, error) {
-	slot, ok := o.Config.SlotByName(fill.Slot)
-	if !ok {
-		return nil, fmt.Errorf("the configuration has no slot %q", fill.Slot)
-	}
-	path := fill.File
-	if filepath.Ext(path) != ".raucb" {
-		if o.Sign == nil {
-			return nil, fmt.Errorf("%s is not a bundle (*.raucb): an image is sealed only with --sign CERT:KEY", path)
+// bundled is one slot's share of a bundle.
+type bundled struct {
+	Fill // as it was asked for
+	slot config.Slot
+	path string // of the bundle
+}
+
+// bundles makes bundles of plain images and says what of each bundle goes where.
+func (o *DiskOptions) bundles(ctx context.Context, temp string) ([]bundled, error) {
+	var all []bundled
+	file := map[string]string{}
+	for _, fill := range o.Fill {
+		slot, ok := o.Config.SlotByName(fill.Slot)
+		if !ok {
+			return nil, fmt.Errorf("the configuration has no slot %q", fill.Slot)
 		}
-		var err error
-		if path, err = o.sign(ctx, fill.File, slot.Class, temp); err != nil {
-			return nil, fmt.Errorf("sign %s: %w", fill.File, err)
+		if file[slot.Name] != "" {
+			return nil, fmt.Errorf("slot %s is to be filled twice", slot.Name)
+		}
+		file[slot.Name] = fill.File
+	}
+	for _, slot := range o.Config.Slots {
+		first := file[slot.Name]
+		if p, ok := o.Config.SlotByName(slot.Parent); ok && p.Bootname != "" {
+			if first != "" && file[p.Name] == "" {
+				return nil, fmt.Errorf("slot %s goes with %s, which is to be filled too", slot.Name, p.Name)
+			}
+			continue
+		}
+		if first == "" {
+			continue
+		}
+		group := []config.Slot{slot}
+		if slot.Bootname != "" {
+			group = append(group, o.Config.Group(slot.Name)...)
+		}
+		whole := filepath.Ext(first) == ".raucb"
+		if !whole && o.Sign == nil {
+			return nil, fmt.Errorf("%s is not a bundle (*.raucb): an image is sealed only with --sign CERT:KEY", first)
+		}
+		for _, s := range group[1:] {
+			switch f := file[s.Name]; {
+			case whole && f != "" && f != first:
+				return nil, fmt.Errorf("slot %s is filled by the bundle of %s, which it goes with", s.Name, slot.Name)
+			case !whole && (f == "" || filepath.Ext(f) == ".raucb"):
+				return nil, fmt.Errorf("slot %s goes with %s: it needs an image too", s.Name, slot.Name)
+			case whole:
+				file[s.Name] = first
+			}
+		}
+		path := first
+		if !whole {
+			var err error
+			if path, err = o.sign(ctx, group, file, temp); err != nil {
+				return nil, fmt.Errorf("sign %s: %w", first, err)
+			}
+		}
+		for _, s := range group {
+			all = append(all, bundled{Fill{s.Name, file[s.Name]}, s, path})
 		}
 	}
-	file, err := disk.Open(path, false)
+	return all, nil
+}
+
+// open verifies a bundle as the device would and finds the image for the slot.
+func (o *DiskOptions) open(ctx context.Context, fill bundled) (*filling, error) {
+	file, err := disk.Open(fill.path, false)
 	if err != nil {
 		return nil, err
 	}
-	f := &filling{Fill: fill, slot: slot, file: file}
+	f := &filling{Fill: fill.Fill, slot: fill.slot, file: file}
 	if err := o.openBundle(ctx, f); err != nil {
 		file.Close()
 		return nil, fmt.Errorf("%s: %w", fill.File, err)
@@ -242,7 +292,18 @@ func (o *DiskOptions) openBundle(ctx context.Context, f *filling) error {
 	if f.cms = f.bundle.CMS; o.self != nil {
 		f.cms = original
 	}
-	f.image, err = f.bundle.Manifest.Find(f.slot.Class)
+	m := f.bundle.Manifest
+	if f.slot.Bootname != "" {
+		for _, s := range o.Config.Group(f.slot.Name) {
+			if _, err := m.Find(s.Class); err != nil {
+				return err
+			}
+		}
+		if n := 1 + len(o.Config.Group(f.slot.Name)); len(m.Images) > n {
+			return verify.Refuse(verify.Policy, "it has %d images, the device takes %d", len(m.Images), n)
+		}
+	}
+	f.image, err = m.Find(f.slot.Class)
 	return err
 }
 
@@ -250,17 +311,21 @@ func (o *DiskOptions) rules() verify.Rules {
 	return verify.Rules{Keyring: o.Keyring, Purpose: cmp.Or(o.purpose, o.Config.CheckPurpose), Now: o.Now, Trusted: true}
 }
 
-// sign makes a bundle of one image below temp and returns its path. One image makes one bundle, however many slots are
-// filled with it.
-func (o *DiskOptions) sign(ctx context.Context, file, class, temp string) (string, error) {
+// sign makes a bundle of the images of a group below temp and returns its path. The same images make one bundle, however
+// many slots are filled with them.
+func (o *DiskOptions) sign(ctx context.Context, group []config.Slot, file map[string]string, temp string) (string, error) {
 	if strings.ContainsAny(o.Sign.Version, "\\\n\r") {
 		return "", fmt.Errorf("%q is no version", o.Sign.Version)
 	}
-	abs, err := filepath.Abs(file)
-	if err != nil {
-		return "", err
+	var identity []string
+	for _, s := range group {
+		abs, err := filepath.Abs(file[s.Name])
+		if err != nil {
+			return "", err
+		}
+		identity = append(identity, s.Class, abs)
 	}
-	out := filepath.Join(temp, class+"-"+guid(abs)+".raucb")
+	out := filepath.Join(temp, guid(identity...)+".raucb")
 	if _, err := os.Stat(out); err == nil {
 		return out, nil
 	}
@@ -269,16 +334,19 @@ func (o *DiskOptions) sign(ctx context.Context, file, class, temp string) (strin
 		return "", err
 	}
 	defer os.RemoveAll(indir)
-	kind, err := imageKind(file)
-	if err != nil {
-		return "", err
-	}
-	name := class + "." + kind
-	if err := linkOrCopy(file, filepath.Join(indir, name)); err != nil {
-		return "", err
-	}
 	var m strings.Builder
-	fmt.Fprintf(&m, "[update]\ncompatible=%s\nversion=%s\n\n[image.%s]\nfilename=%s\n", o.Config.Compatible, o.Sign.Version, class, name)
+	fmt.Fprintf(&m, "[update]\ncompatible=%s\nversion=%s\n", o.Config.Compatible, o.Sign.Version)
+	for _, s := range group {
+		kind, err := imageKind(file[s.Name])
+		if err != nil {
+			return "", err
+		}
+		name := s.Class + "." + kind
+		if err := linkOrCopy(file[s.Name], filepath.Join(indir, name)); err != nil {
+			return "", err
+		}
+		fmt.Fprintf(&m, "\n[image.%s]\nfilename=%s\n", s.Class, name)
+	}
 	if err := os.WriteFile(filepath.Join(indir, bundle.ManifestName), []byte(m.String()), 0o644); err != nil {
 		return "", err
 	}

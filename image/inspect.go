@@ -129,7 +129,9 @@ func inspectDisk(dev *disk.File, parts []disk.Partition, o InspectOptions) (*Dis
 	// events count them.
 	var names []config.Slot
 	if o.Config != nil {
-		names = o.Config.BootSlots()
+		for _, s := range o.Config.BootSlots() {
+			names = append(append(names, s), o.Config.Group(s.Name)...)
+		}
 	} else {
 		for _, n := range state.Names {
 			names = append(names, config.Slot{Name: n.Slot, Bootname: n.Bootname})
@@ -163,6 +165,11 @@ func inspectDisk(dev *disk.File, parts []disk.Partition, o InspectOptions) (*Dis
 		for _, part := range parts {
 			if isDevice(part, cmp.Or(s.Device, "PARTLABEL="+s.Name), s.Name) {
 				v = inspectSeal(v, io.NewSectionReader(dev, part.Start, part.Size), o)
+			}
+		}
+		for _, parent := range view.Seals {
+			if parent.Slot == s.Parent && parent.Seal == "valid" && v.Seal == "valid" && v.ManifestHash != parent.ManifestHash {
+				v.Seal, v.Why = "false", "it is of another bundle than "+parent.Slot+", with which it goes"
 			}
 		}
 		view.Seals = append(view.Seals, v)

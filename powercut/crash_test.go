@@ -4,6 +4,7 @@ import (
 	"flag"
 	"os"
 	"runtime/debug"
+	"strings"
 	"testing"
 	"time"
 
@@ -11,6 +12,8 @@ import (
 )
 
 var states = flag.Int("states", 1_000_000, "crash states that the simulator generates, over all scenarios")
+
+var only = flag.String("scenario", "", "the crash simulator runs over scenarios with this in their name")
 
 func TestMain(m *testing.M) {
 	debug.SetGCPercent(400) // there is more memory than time
@@ -27,6 +30,9 @@ func TestCrash(t *testing.T) {
 	start := time.Now()
 	var sum crash.Result
 	for _, s := range all {
+		if !strings.Contains(s.name, *only) {
+			continue
+		}
 		// What the systematic states leave of the budget is random.
 		res := crash.Crash(t, s.test(crash.Options{Seed: 1, Random: budget / len(all) / 8, Wide: budget / len(all) / 11}))
 		sum.States, sum.Distinct, sum.Masked = sum.States+res.States, sum.Distinct+res.Distinct, sum.Masked+res.Masked

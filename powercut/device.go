@@ -44,6 +44,13 @@ type System struct {
 	Behaviour Behaviour
 	Size      int64    // bytes of the image, in whole blocks
 	Content   [32]byte // SHA-256 of these
+	With      map[string]Content
+}
+
+// Content is an image that goes with that of a system, by its class.
+type Content struct {
+	Size int64 // bytes, in whole blocks
+	Sum  [32]byte
 }
 
 // Medium is what a stick holds.
@@ -109,6 +116,9 @@ func Open(c *config.Config, keyring []byte, image *crash.Image) (*Device, error)
 	}
 	for _, s := range c.BootSlots() {
 		errs = append(errs, find(s.Name, s.Device))
+		for _, with := range c.Group(s.Name) {
+			errs = append(errs, find(with.Name, with.Device))
+		}
 	}
 	return d, errors.Join(errs...)
 }
@@ -190,6 +200,7 @@ func (d *Device) update(doors *doors, b *Boot) (*update.Device, error) {
 			u.Room = n
 		}
 	}
+	u.Children = update.ChildrenOf(d.Config, func(slot string) int64 { return d.parts[slot].Len })
 	if _, ok := d.parts[stagingPart]; ok {
 		u.Staging = func() (update.Source, error) {
 			return update.Source{ID: [8]byte{'s', 't', 'a', 'g', 'i', 'n', 'g'}, Name: stagingPart, Path: stagingPart}, nil
@@ -335,23 +346,41 @@ func (r *doors) Seal(slot string, seal []byte) error {
 }
 
 // Start reads the whole image, so that it notices at once what dm-verity would notice some time.
-func (r *doors) Start(slot string, f slots.Facts) error {
+func (r *doors) Start(slot string, f slots.Facts, with []update.Member) error {
 	if r.told.Starts != nil {
 		r.told.Starts(slot)
 	}
 	sys, ok := r.d.Systems[boot.Hash(f.Manifest)]
-	if !ok || !r.d.holds(r.slot(slot), sys) {
+	ok = ok && r.d.holds(r.on, slot, sys)
+	for _, m := range with {
+		ok = ok && m.Facts.Manifest == f.Manifest
+	}
+	if !ok {
 		r.damaged = append(r.damaged, slot)
 		return &update.Fault{Reason: status.VerityError, Err: fmt.Errorf("slot %s: a block is not what the root hash says", slot)}
 	}
 	return nil
 }
 
-// holds reports whether a slot begins with the image of a system, whole.
-func (d *Device) holds(slot disk.Device, sys System) bool {
+// holds reports whether a slot, and what goes with it, begin with the images of a system, whole.
+func (d *Device) holds(on disk.Device, slot string, sys System) bool {
 	h := sha256.New()
-	_, err := io.Copy(h, io.NewSectionReader(slot, 0, sys.Size))
-	return err == nil && [32]byte(h.Sum(nil)) == sys.Content
+	begins := func(slot string, c Content) bool {
+		h.Reset()
+		_, err := io.Copy(h, io.NewSectionReader(d.section(on, slot), 0, c.Size))
+		return err == nil && [32]byte(h.Sum(nil)) == c.Sum
+	}
+	ok := begins(slot, Content{sys.Size, sys.Content})
+	for _, s := range d.Config.Group(slot) {
+		ok = ok && begins(s.Name, sys.With[s.Class])
+	}
+	return ok
+}
+
+// members returns a boot slot and what goes with it.
+func (d *Device) members(slot string) []config.Slot {
+	s, _ := d.Config.SlotByName(slot)
+	return append([]config.Slot{s}, d.Config.Group(slot)...)
 }
 
 var errBadWorker = errors.New("the worker was ended")
@@ -386,9 +415,11 @@ func (r *doors) Run(ctx context.Context, role string, input []byte, src update.S
 func (d *Device) Mask(i *crash.Image) []crash.Range {
 	var mask []crash.Range
 	for _, name := range d.policy.Slots {
-		p := d.parts[name]
-		if _, err := slots.ReadSeal(d.section(i, name), p.Len); err != nil {
-			mask = append(mask, crash.Range{Off: p.Off, Len: p.Len - slots.SealSize})
+		for _, m := range d.members(name) {
+			p := d.parts[m.Name]
+			if _, err := slots.ReadSeal(d.section(i, m.Name), p.Len); err != nil {
+				mask = append(mask, crash.Range{Off: p.Off, Len: p.Len - slots.SealSize})
+			}
 		}
 	}
 	p := d.parts["state"]
@@ -397,7 +428,7 @@ func (d *Device) Mask(i *crash.Image) []crash.Range {
 }
 
 // allowed reports whether early boot or the running system may ever write there: the copies of the record, trust files,
-// and slots.
+// and slots; slot is the boot slot whose group it is.
 func (d *Device) allowed(off, n int64) (slot string, ok bool) {
 	p := d.parts["state"]
 	for _, at := range []int64{p.Off, p.Off + p.Len - boot.RecordSize} {
@@ -409,8 +440,10 @@ func (d *Device) allowed(off, n int64) (slot string, ok bool) {
 		return "", true
 	}
 	for _, name := range d.policy.Slots {
-		if p := d.parts[name]; off >= p.Off && off+n <= p.Off+p.Len {
-			return name, true
+		for _, m := range d.members(name) {
+			if p := d.parts[m.Name]; off >= p.Off && off+n <= p.Off+p.Len {
+				return name, true
+			}
 		}
 	}
 	return "", false
@@ -425,11 +458,24 @@ func names(s boot.State) string {
 	return strings.Join(out, "; ")
 }
 
-// sealed returns what the seal of a slot vouches for, if there is one and it is right.
+// sealed returns what the seal of a boot slot vouches for, if there is one and it is right, as is that of every slot that
+// goes with it.
 func (d *Device) sealed(on disk.Device, slot string) (m boot.Hash, ok bool) {
+	for i, s := range d.members(slot) {
+		h, sealed := d.seal(on, s)
+		if !sealed || i > 0 && h != m {
+			return boot.Hash{}, false
+		}
+		m = h
+	}
+	return m, true
+}
+
+func (d *Device) seal(on disk.Device, of config.Slot) (m boot.Hash, ok bool) {
+	slot := of.Name
 	section := d.section(on, slot)
 	seal, err := slots.ReadSeal(section, section.Size())
-	if err != nil {
+	if err != nil || seal.Image != of.Class {
 		return m, false
 	}
 	// The same signature is judged once: what is asked here after every write is never the product's own answer.
@@ -451,7 +497,7 @@ func (d *Device) sealed(on disk.Device, slot string) (m boot.Hash, ok bool) {
 func (d *Device) intact(on disk.Device, slot string) (boot.Hash, bool) {
 	m, ok := d.sealed(on, slot)
 	sys, known := d.Systems[m]
-	return m, ok && known && d.holds(d.section(on, slot), sys)
+	return m, ok && known && d.holds(on, slot, sys)
 }
 
 // others returns the slots but one.

@@ -68,14 +68,25 @@ func newKit(t *testing.T, changes map[string]string) *kit {
 func (k *kit) bundle(version string, epoch int, how Behaviour) string {
 	k.t.Helper()
 	in := filepath.Join(k.dir, "in-"+version)
-	content := make([]byte, imageSize)
-	rng := rand.NewChaCha8(sha256.Sum256([]byte(version)))
-	rng.Read(content)
+	image := func(name string) []byte {
+		content := make([]byte, imageSize)
+		rng := rand.NewChaCha8(sha256.Sum256([]byte(name)))
+		rng.Read(content)
+		return content
+	}
+	content := image(version)
 	manifest := fmt.Sprintf("[update]\ncompatible=%s\nversion=%s\n\n[bundle]\nformat=verity\n\n[image.rootfs]\nfilename=rootfs.img\n", scene.Compatible, version)
+	with := map[string]Content{}
+	k.must(os.Mkdir(in, 0o755))
+	for _, s := range k.cfg.Group("rootfs.0") {
+		b := image(version + s.Class)
+		manifest += fmt.Sprintf("\n[image.%[1]s]\nfilename=%[1]s.img\n", s.Class)
+		k.must(os.WriteFile(filepath.Join(in, s.Class+".img"), b, 0o644))
+		with[s.Class] = Content{imageSize, sha256.Sum256(b)}
+	}
 	if epoch > 0 {
 		manifest += fmt.Sprintf("\n[meta.lifeboat]\nsecurity-epoch=%d\n%s", epoch, k.extra)
 	}
-	k.must(os.Mkdir(in, 0o755))
 	k.must(os.WriteFile(filepath.Join(in, "rootfs.img"), content, 0o644))
 	k.must(os.WriteFile(filepath.Join(in, "manifest.raucm"), []byte(manifest), 0o644))
 	out := filepath.Join(k.dir, version+".raucb")
@@ -94,7 +105,7 @@ func (k *kit) bundle(version string, epoch int, how Behaviour) string {
 	whole, err := os.ReadFile(out)
 	k.must(err)
 	k.bundles[b.Manifest.Hash()] = sha256.Sum256(whole)
-	k.systems[b.Manifest.Hash()] = System{Version: version, Epoch: uint32(epoch), Behaviour: how, Size: imageSize, Content: sha256.Sum256(content)}
+	k.systems[b.Manifest.Hash()] = System{Version: version, Epoch: uint32(epoch), Behaviour: how, Size: imageSize, Content: sha256.Sum256(content), With: with}
 	return out
 }
 
@@ -118,6 +129,9 @@ func (k *kit) disk(fill map[string]string) *crash.Image {
 	o := image.DiskOptions{Config: k.cfg, Keyring: k.keys.ReleaseKeyring(), Now: k.now, Sizes: map[string]int64{"rootfs": slots.Need(imageSize)}}
 	if k.cfg.StagingDevice != "" {
 		o.Sizes["staging"] = 3 << 20
+	}
+	for _, s := range k.cfg.Group("rootfs.0") {
+		o.Sizes[s.Class] = slots.Need(imageSize)
 	}
 	for slot, file := range fill {
 		o.Fill = append(o.Fill, image.Fill{Slot: slot, File: file})

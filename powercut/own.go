@@ -81,26 +81,37 @@ func (o *Own) Test(name string, options crash.Options) crash.Test {
 func (d *Device) learn(on disk.Device) error {
 	found := false
 	for _, name := range d.policy.Slots {
-		section := d.section(on, name)
-		seal, err := slots.ReadSeal(section, section.Size())
-		if errors.Is(err, slots.ErrMissing) {
+		if _, ok := d.sealed(on, name); !ok {
+			if _, err := slots.ReadSeal(d.section(on, name), d.parts[name].Len); !errors.Is(err, slots.ErrMissing) {
+				return fmt.Errorf("slot %s: its seal or one that goes with it is not right", name)
+			}
 			continue
 		}
-		if err != nil {
-			return fmt.Errorf("slot %s: %w", name, err)
+		sys := System{With: map[string]Content{}}
+		var m boot.Hash
+		for i, of := range d.members(name) {
+			section := d.section(on, of.Name)
+			seal, err := slots.ReadSeal(section, section.Size())
+			if err != nil {
+				return fmt.Errorf("slot %s: %w", of.Name, err)
+			}
+			rules := verify.Rules{Keyring: d.keyring, Purpose: d.Config.CheckPurpose, AtBoot: true, Now: time.Unix(d.trust.Floor, 0)}
+			f, err := slots.Attest(context.Background(), section, section.Size(), seal, rules, d.Config.Compatible, nil)
+			if err != nil {
+				return fmt.Errorf("slot %s: %w", of.Name, err)
+			}
+			h := sha256.New()
+			size := f.DataBlocks * verity.BlockSize
+			if _, err := io.Copy(h, io.NewSectionReader(section, 0, size)); err != nil {
+				return fmt.Errorf("slot %s: %w", of.Name, err)
+			}
+			if i > 0 {
+				sys.With[of.Class] = Content{size, [32]byte(h.Sum(nil))}
+				continue
+			}
+			m, sys.Version, sys.Epoch, sys.Size, sys.Content = f.Manifest, f.Version, f.Epoch, size, [32]byte(h.Sum(nil))
 		}
-		rules := verify.Rules{Keyring: d.keyring, Purpose: d.Config.CheckPurpose, AtBoot: true, Now: time.Unix(d.trust.Floor, 0)}
-		f, err := slots.Attest(context.Background(), section, section.Size(), seal, rules, d.Config.Compatible, nil)
-		if err != nil {
-			return fmt.Errorf("slot %s: %w", name, err)
-		}
-		sys := System{Version: f.Version, Epoch: f.Epoch, Size: f.DataBlocks * verity.BlockSize}
-		h := sha256.New()
-		if _, err := io.Copy(h, io.NewSectionReader(section, 0, sys.Size)); err != nil {
-			return fmt.Errorf("slot %s: %w", name, err)
-		}
-		sys.Content = [32]byte(h.Sum(nil))
-		d.Systems[boot.Hash(f.Manifest)] = sys
+		d.Systems[m] = sys
 		found = true
 	}
 	if !found {
@@ -124,21 +135,29 @@ func (d *Device) LearnBundle(file string, how Behaviour) (version string, err er
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", file, err)
 	}
-	i, err := b.Manifest.Find(d.Config.BootSlots()[0].Class)
-	if err != nil {
-		return "", fmt.Errorf("%s: %w", file, err)
+	sys := System{Version: b.Manifest.Version, Epoch: b.Manifest.Epoch, Behaviour: how, With: map[string]Content{}}
+	for n, of := range d.members(d.policy.Slots[0]) {
+		i, err := b.Manifest.Find(of.Class)
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", file, err)
+		}
+		src, err := b.Image(i)
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", file, err)
+		}
+		c := Content{Size: b.Manifest.Images[i].Blocks() * verity.BlockSize}
+		h := sha256.New()
+		if _, err := src.WriteToContext(ctx, h); err != nil {
+			return "", fmt.Errorf("%s: %w", file, err)
+		}
+		h.Write(make([]byte, c.Size-src.Size()))
+		c.Sum = [32]byte(h.Sum(nil))
+		if n > 0 {
+			sys.With[of.Class] = c
+		} else {
+			sys.Size, sys.Content = c.Size, c.Sum
+		}
 	}
-	src, err := b.Image(i)
-	if err != nil {
-		return "", fmt.Errorf("%s: %w", file, err)
-	}
-	sys := System{Version: b.Manifest.Version, Epoch: b.Manifest.Epoch, Behaviour: how, Size: b.Manifest.Images[i].Blocks() * verity.BlockSize}
-	h := sha256.New()
-	if _, err := src.WriteToContext(ctx, h); err != nil {
-		return "", fmt.Errorf("%s: %w", file, err)
-	}
-	h.Write(make([]byte, sys.Size-src.Size()))
-	sys.Content = [32]byte(h.Sum(nil))
 	d.Systems[boot.Hash(b.Manifest.Hash())] = sys
 	return sys.Version, nil
 }

@@ -218,6 +218,7 @@ func scenarios(t *testing.T) (all []scenario) {
 		})
 	}
 	trustScenarios(t, add)
+	groupScenarios(t, add)
 	return append(all, stagingScenarios(t)...)
 }
 

@@ -23,6 +23,15 @@ func (r *Report) JSON() []byte {
 				j.text("authenticity", b.Authenticity)
 				j.text("root_hash", b.RootHash)
 				j.text("device", b.Device)
+				if len(b.With) > 0 {
+					list(j, "with", b.With, func(w With) {
+						j.text("slot", w.Slot)
+						j.text("root_hash", w.RootHash)
+						j.text("device", w.Device)
+						j.text("mapped", w.Mapped)
+						j.some("mount", w.Mount)
+					})
+				}
 			})
 		})
 		if w := r.Watchdog; w != nil {

@@ -169,6 +169,16 @@ type Booted struct {
 	Authenticity string `json:"authenticity"` // "every boot" or "at install only"
 	RootHash     string `json:"root_hash"`
 	Device       string `json:"device"` // the slot's block device, for example "/dev/vda3"
+	With         []With `json:"with,omitempty"`
+}
+
+// With is a slot that goes with the one that was started.
+type With struct {
+	Slot     string `json:"slot"`
+	RootHash string `json:"root_hash"`
+	Device   string `json:"device"` // the slot's block device
+	Mapped   string `json:"mapped"` // the verified one: "/dev/mapper/lifeboat-appfs"
+	Mount    string `json:"mount,omitempty"`
 }
 
 // Installed is a bundle that this boot put into a slot.
@@ -225,8 +235,13 @@ type Report struct {
 
 // The console phrases. Each is one line; the prefix "lifeboat: " is the logger's.
 
-// SlotName is how a slot is named to people: "rootfs.0 (A)".
-func SlotName(slot, bootname string) string { return slot + " (" + bootname + ")" }
+// SlotName is how a slot is named to people: "rootfs.0 (A)", or "appfs.0" where it is not booted itself.
+func SlotName(slot, bootname string) string {
+	if bootname == "" {
+		return slot
+	}
+	return slot + " (" + bootname + ")"
+}
 
 func BootLine(boot uint64, slot, version string, trial bool, tries int) string {
 	how := "confirmed"

@@ -22,8 +22,8 @@ const (
 // job is what one worker is to do: its input, encoded by PID 1, which the worker trusts.
 type job struct {
 	Trust Trust
-	Class string // image class that goes into the slots
-	Room  int64  // scan, check: size in bytes of the smallest slot
+	Class string // install, seal, attest: image class of the slot
+	Parts []part // scan, check, install: what a bundle has to hold, no more and no less; the boot slots' class first
 
 	// Which bundle; scan uses only where a lone one lies.
 	Lone         bool  // the source holds one bundle and no file system
@@ -33,6 +33,12 @@ type job struct {
 
 	Seal      []byte // seal, attest: the seal that is to be judged instead of the one on the slot
 	Candidate []byte // trust: a trust file
+}
+
+// part is an image class of a bundle.
+type part struct {
+	Class string
+	Room  int64 // bytes of the smallest slot
 }
 
 // Frames of a worker's answer. All numbers little endian; a string is its length in one byte and its bytes.
@@ -133,7 +139,11 @@ func (j *job) encode() []byte {
 	e.flag(j.Trust.RequireSigned)
 	e.i64(j.Trust.Floor)
 	e.str(j.Class)
-	e.i64(j.Room)
+	e.u8(uint8(len(j.Parts)))
+	for _, p := range j.Parts {
+		e.str(p.Class)
+		e.i64(p.Room)
+	}
 	e.flag(j.Lone)
 	e.i64(j.Offset)
 	e.i64(j.Size)
@@ -154,7 +164,10 @@ func decodeJob(b []byte) (*job, error) {
 		j.Trust.Formats = append(j.Trust.Formats, d.str())
 	}
 	j.Trust.RequireSigned, j.Trust.Floor = d.flag(), d.i64()
-	j.Class, j.Room = d.str(), d.i64()
+	j.Class = d.str()
+	for range d.u8() {
+		j.Parts = append(j.Parts, part{d.str(), d.i64()})
+	}
 	j.Lone = d.flag()
 	j.Offset, j.Size, j.Path, j.Manifest = d.i64(), d.i64(), d.str(), d.hash()
 	j.Seal, j.Candidate = d.blob(), d.blob()

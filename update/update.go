@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"lifeboat/boot"
@@ -30,8 +31,8 @@ type Slots interface {
 	Wipe(slot string) error              // the old seal vouches for nothing any more
 	Sync(slot string) error              // what an installer wrote is on the medium, and no cache answers for it
 	Seal(slot string, seal []byte) error // opaque bytes
-	// Start opens and mounts the slot's system. Its error is a Fault when the slot is to blame.
-	Start(slot string, f slots.Facts) error
+	// Start opens and mounts the slot's system and what goes with it. Its error is a Fault when the slot is to blame.
+	Start(slot string, f slots.Facts, with []Member) error
 }
 
 // Clock is what waiting in rescue goes by.
@@ -62,13 +63,15 @@ func (f *Fault) Unwrap() error { return f.Err }
 
 // Device is one device as the sequence sees it.
 type Device struct {
-	Store   boot.Store
-	Policy  boot.Policy
-	Trust   Trust
-	Class   string // image class of the boot slots
-	Room    int64  // bytes of the smallest boot slot
-	Crew    Crew
-	Outside Outside // nil: nothing outside can be looked at
+	Store  boot.Store
+	Policy boot.Policy
+	Trust  Trust
+	Class  string // image class of the boot slots
+	Room   int64  // bytes of the smallest boot slot
+	// Children are the classes of slots that go with the boot slots.
+	Children []Child
+	Crew     Crew
+	Outside  Outside // nil: nothing outside can be looked at
 	// Staging opens the partition where a bundle may be staged: ID, Name and Path. It is asked only when the record says that
 	// something is staged, and in rescue. nil: there is none.
 	Staging func() (Source, error)
@@ -102,6 +105,7 @@ type Started struct {
 	Slot  string
 	Trial bool
 	Facts slots.Facts
+	With  []Member
 	State boot.State
 }
 
@@ -188,29 +192,27 @@ func (d *Device) commit(s boot.State) bool {
 // look reads seals; whole reads slots whole.
 func (d *Device) look(ctx context.Context, names []string) {
 	for _, slot := range names {
-		d.learn(slot, first(d.attest(ctx, slot, false, nil)))
+		d.learn(slot, d.judgeGroup(ctx, slot, false))
 	}
 }
 
 func (d *Device) whole(ctx context.Context, names []string) {
 	for _, slot := range names {
 		d.Say("reading slot " + d.Name(slot) + " whole")
-		a, _ := d.attest(ctx, slot, true, nil)
-		if a.Seal.Whole == boot.WholeUnread {
-			a.Seal.Whole = boot.WholeDamaged // could not be read to the end
+		s := d.judgeGroup(ctx, slot, true)
+		if s.Whole == boot.WholeUnread {
+			s.Whole = boot.WholeDamaged // could not be read to the end
 		}
-		d.learn(slot, a)
+		d.learn(slot, s)
 	}
 }
 
-func (d *Device) learn(slot string, a attested) {
-	if old := d.facts.Seals[slot]; a.Seal.Whole == boot.WholeUnread && old.Manifest == a.Seal.Manifest {
-		a.Seal.Whole = old.Whole
+func (d *Device) learn(slot string, s boot.Seal) {
+	if old := d.facts.Seals[slot]; s.Whole == boot.WholeUnread && old.Manifest == s.Manifest {
+		s.Whole = old.Whole
 	}
-	d.facts.Seals[slot], d.geometry[slot] = a.Seal, a.Facts
+	d.facts.Seals[slot] = s
 }
-
-func first(a attested, _ []byte) attested { return a }
 
 // settle brings the entries in line with the slots, reading what has to be read.
 func (d *Device) settle(ctx context.Context) {
@@ -289,7 +291,8 @@ func (d *Device) start(ctx context.Context, dec boot.Decision) (Started, bool) {
 		return Started{}, false
 	}
 	d.Say(status.BootLine(d.state.Boot, d.Name(slot), e.Version, dec.Trial, int(e.Tries)))
-	if err := d.Slots.Start(slot, d.geometry[slot]); err != nil {
+	with := d.with(slot)
+	if err := d.Slots.Start(slot, d.geometry[slot], with); err != nil {
 		r := status.Unreadable
 		var f *Fault
 		if errors.As(err, &f) {
@@ -299,7 +302,7 @@ func (d *Device) start(ctx context.Context, dec boot.Decision) (Started, bool) {
 		d.facts.Failed[slot] = r
 		return Started{}, false
 	}
-	return Started{Slot: slot, Trial: dec.Trial, Facts: d.geometry[slot], State: d.state}, true
+	return Started{Slot: slot, Trial: dec.Trial, Facts: d.geometry[slot], With: with, State: d.state}, true
 }
 
 // admits checks the seal itself against the floors: the record's copy of version and epoch is not signed.
@@ -501,39 +504,55 @@ func (d *Device) keep(o offer, s boot.State, rescue bool) bool {
 	return true
 }
 
-// write does flush points 2 to 4: wipe, image and tree and attest, seal. The check of every boot follows: what counts is
-// the seal that lies on the slot.
+// write does flush points 2 to 4: wipe, image and tree and attest, seal; of a group all seals are wiped first, and the
+// boot slot's is the last that is written. The check of every boot follows: what counts are the seals that lie there.
 func (d *Device) write(ctx context.Context, o offer, slot string) bool {
 	d.Say(status.InstallingLine(o.Offer.Version, d.Name(slot)))
-	if err := d.Slots.Wipe(slot); err != nil {
-		// The old seal may still be there, and then the entry stands.
-		d.look(ctx, []string{slot})
-		d.failed(o, Refusal{Path: o.Path, Code: codeIO, Text: err.Error()}, d.facts.Seals[slot].Status == boot.SealMissing)
-		return false
+	members := d.members(slot)
+	for _, m := range members {
+		if err := d.Slots.Wipe(m); err != nil {
+			// The old seal may still be there, and then the entry stands.
+			d.look(ctx, []string{slot})
+			d.failed(o, Refusal{Path: o.Path, Code: codeIO, Text: err.Error()}, d.facts.Seals[slot].Status == boot.SealMissing)
+			return false
+		}
 	}
 	d.facts.Seals[slot] = boot.Seal{Status: boot.SealMissing}
+	slices.Reverse(members)
+	seals := make([][]byte, len(members))
 	d.step(Writing, o.Offer.Version, slot)
-	a, err := d.bundleJob(ctx, RoleInstall, o.src, o.Found, slot, d.Progress)
-	if err == nil {
-		err = d.Slots.Sync(slot)
-	}
-	if err != nil {
-		d.failed(o, err, true)
-		return false
+	for i, m := range members {
+		a, err := d.bundleJob(ctx, RoleInstall, o.src, o.Found, m, d.Progress)
+		if err == nil {
+			err = d.Slots.Sync(m)
+		}
+		if err != nil {
+			d.failed(o, err, true)
+			return false
+		}
+		seals[i] = a.seal
 	}
 	d.step(ReadingBack, o.Offer.Version, slot)
-	att, seal := d.attest(ctx, slot, true, a.seal)
-	switch {
-	case att.Seal.Status != boot.SealValid || att.Seal.Whole != boot.WholeRight:
-		err = Refusal{Path: o.Path, Code: codeIO, Text: "what was read back from the slot is not what was written"}
-	case att.Seal.Manifest != o.Offer.Manifest:
-		err = fmt.Errorf("%w: the attester saw another bundle", errWorker)
-	default:
-		err = d.Slots.Seal(slot, seal)
+	var att attested
+	for i, m := range members {
+		var err error
+		att, seals[i] = d.attest(ctx, m, true, seals[i])
+		switch {
+		case att.Seal.Status != boot.SealValid || att.Seal.Whole != boot.WholeRight:
+			err = Refusal{Path: o.Path, Code: codeIO, Text: "what was read back from the slot is not what was written"}
+		case att.Seal.Manifest != o.Offer.Manifest:
+			err = fmt.Errorf("%w: the attester saw another bundle", errWorker)
+		}
+		if err != nil {
+			d.failed(o, err, true)
+			return false
+		}
 	}
-	if err != nil {
-		d.failed(o, err, true)
-		return false
+	for i, m := range members {
+		if err := d.Slots.Seal(m, seals[i]); err != nil {
+			d.failed(o, err, true)
+			return false
+		}
 	}
 	d.facts.Seals[slot] = att.Seal
 	d.look(ctx, []string{slot})

@@ -320,44 +320,49 @@ func (w *worker) openBundle(ctx context.Context, r io.ReaderAt, size int64, o bu
 	if err != nil {
 		return nil, err
 	}
-	_, err = w.image(b)
-	return b, err
+	return b, w.fits(b.Manifest)
 }
 
-// image returns the index of the image that goes into our slots.
-func (w *worker) image(b *bundle.Bundle) (int, error) {
-	i, err := b.Manifest.Find(w.job.Class)
-	if err != nil {
-		return 0, err
+// fits refuses a bundle that does not hold exactly one image that can be installed for each class of the device.
+func (w *worker) fits(m *bundle.Manifest) error {
+	for n, p := range w.job.Parts {
+		i, err := m.Find(p.Class)
+		if err != nil && n > 0 {
+			return verify.Refuse(verify.Policy, "it has no image for %s, which goes with %s on this device", p.Class, w.job.Parts[0].Class)
+		}
+		if err != nil {
+			return err
+		}
+		img := &m.Images[i]
+		if err := img.Installable(); err != nil {
+			return err
+		}
+		if need := slots.Need(img.Size); p.Room > 0 && need > p.Room {
+			return verify.Refuse(verify.Policy, "image, hash tree and seal for %s need %d bytes, the slot has %d", p.Class, need, p.Room)
+		}
 	}
-	if len(b.Manifest.Images) > 1 {
-		return 0, verify.Refuse(verify.Policy, "it has %d images, one for %s is what this device takes", len(b.Manifest.Images), w.job.Class)
+	for i := range m.Images {
+		if key := m.Images[i].Key(); !slices.ContainsFunc(w.job.Parts, func(p part) bool { return p.Class == key }) {
+			return verify.Refuse(verify.Policy, "it has an image for %s, for which this device has no slot", key)
+		}
 	}
-	img := &b.Manifest.Images[i]
-	if err := img.Installable(); err != nil {
-		return 0, err
-	}
-	if need := slots.Need(img.Size); w.job.Room > 0 && need > w.job.Room {
-		return 0, verify.Refuse(verify.Policy, "image, hash tree and seal need %d bytes, the slot has %d", need, w.job.Room)
-	}
-	return i, nil
+	return nil
 }
 
 // open opens the bundle that the job names and makes sure that it is still the one that was chosen.
-func (w *worker) open(ctx context.Context) (*bundle.Bundle, int, error) {
+func (w *worker) open(ctx context.Context) (*bundle.Bundle, error) {
 	n, err := w.job.Trust.news()
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	b, err := w.openFound(ctx, w.options(n))
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	if boot.Hash(b.Manifest.Hash()) != w.job.Manifest {
-		return nil, 0, verify.Refuse(verify.PayloadHash, "the bundle is not the one that was chosen: the stick changed its content")
+		return nil, verify.Refuse(verify.PayloadHash, "the bundle is not the one that was chosen: the stick changed its content")
 	}
-	i, err := w.image(b)
-	return b, i, err
+	return b, nil
 }
 
 func (w *worker) openFound(ctx context.Context, o bundle.Options) (*bundle.Bundle, error) {
@@ -374,25 +379,32 @@ func (w *worker) openFound(ctx context.Context, o bundle.Options) (*bundle.Bundl
 // check reads every block of the payload against the signed root, and then what files are in it and how long they are, so
 // that a bundle that is damaged, or signed and not what its manifest says, costs the slot nothing.
 func (w *worker) check(ctx context.Context) error {
-	b, i, err := w.open(ctx)
+	b, err := w.open(ctx)
 	if err != nil {
 		return err
 	}
 	if err := b.CheckPayload(ctx, w.progress); err != nil {
 		return err
 	}
-	if _, err := b.Image(i); err != nil {
-		return err
+	for i := range b.Manifest.Images {
+		if _, err := b.Image(i); err != nil {
+			return err
+		}
 	}
 	return w.send(frameDone, nil)
 }
 
 func (w *worker) install(ctx context.Context) error {
-	b, i, err := w.open(ctx)
+	b, err := w.open(ctx)
 	if err != nil {
 		return err
 	}
-	seal, err := slots.Install(ctx, w.media.Slot, b, i, w.progress)
+	i, err := b.Manifest.Find(w.job.Class)
+	if err != nil {
+		return err
+	}
+	before, total := w.share(b.Manifest)
+	seal, err := slots.Install(ctx, w.media.Slot, b, i, func(done, _ int64) { w.progress(before+done, total) })
 	if err != nil {
 		return err
 	}
@@ -405,6 +417,22 @@ func (w *worker) install(ctx context.Context) error {
 	}
 	m := b.Manifest.Hash()
 	return w.send(frameDone, m[:])
+}
+
+// share returns how many bytes of a bundle's images are written before this worker's, and how many in all: the boot
+// slot's image comes last.
+func (w *worker) share(m *bundle.Manifest) (before, total int64) {
+	before = -1
+	for n := range w.job.Parts {
+		p := w.job.Parts[(n+1)%len(w.job.Parts)]
+		if p.Class == w.job.Class {
+			before = total
+		}
+		if i, err := m.Find(p.Class); err == nil {
+			total += m.Images[i].Size
+		}
+	}
+	return max(before, 0), total
 }
 
 // sendSeal sends a seal in parts, without the zeros at its end.
@@ -445,6 +473,10 @@ func (w *worker) attest(ctx context.Context, whole bool) error {
 	rules := n.rules(&w.job.Trust)
 	rules.AtBoot = true
 	seal, err := w.seal()
+	if err == nil && seal.Image != w.job.Class {
+		// Signed too, and no less a system of somebody else's choice.
+		err = verify.Refuse(verify.Malformed, "%w: it is of an image for %q, the slot is for %q", slots.ErrFalse, seal.Image, w.job.Class)
+	}
 	switch {
 	case errors.Is(err, slots.ErrMissing):
 		a.Seal.Status = boot.SealMissing

@@ -162,7 +162,8 @@ func (d *device) device() *update.Device {
 			u.Room = b.Size
 		}
 	}
-	if s, ok := d.cfg.SlotByName(d.cmd.Slot); ok {
+	u.Children = update.ChildrenOf(d.cfg, func(slot string) int64 { return d.found.slots[slot].Size })
+	if s, ok := d.cfg.SlotByName(d.cmd.Slot); ok && s.Bootname != "" {
 		u.Prefer = s.Name
 	} else if d.cmd.Slot != "" {
 		d.con.say(fmt.Sprintf("lifeboat.slot=%s: there is no such slot", d.cmd.Slot))

@@ -111,6 +111,9 @@ func (r resolved) parts() int {
 func resolve(cfg *config.Config, blocks []disk.Block) resolved {
 	perDisk := map[string]*resolved{}
 	slots := cfg.BootSlots()
+	for _, s := range cfg.BootSlots() {
+		slots = append(slots, cfg.Group(s.Name)...)
+	}
 	want := func(name, device string, put func(*resolved, disk.Block)) {
 		_, label := config.PartLabel(device)
 		for _, b := range disk.Find(blocks, device) {

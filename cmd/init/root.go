@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/u-root/u-root/pkg/mount"
 	"golang.org/x/sys/unix"
@@ -32,54 +33,110 @@ func (d *device) slotPath(slot string) string {
 	return b.Path()
 }
 
+// mappedName is the device-mapper name of a slot that goes with it.
+func mappedName(class string) string { return "lifeboat-" + class }
+
 // slotDoor is update.Slots: what PID 1 itself does to slots.
 type slotDoor struct {
 	crew.Slots
-	d    *device
-	root rootDevice
-}
-
-// rootDevice is the slot that was opened last.
-type rootDevice struct {
-	path  string
-	dev   string // "major:minor" of the partition
-	facts slots.Facts
+	d *device
 }
 
 // Start opens the slot through dm-verity with the root hash of its seal, reads its first and last block (a wrong root
-// hash shows only at the first read) and mounts it.
-func (s *slotDoor) Start(slot string, f slots.Facts) (err error) {
-	fault := func(r status.Reason, err error) error { return &update.Fault{Reason: r, Err: err} }
-	b := s.d.found.slots[slot]
-	s.root = rootDevice{dev: fmt.Sprintf("%d:%d", b.Major, b.Minor), facts: f}
-	_ = dm.Remove(rootName) // of a slot that did not start
-	path, err := dm.Open(rootName, true, dm.VerityTable(s.root.dev, f.DataBlocks, f.RootHash, f.Salt))
-	if err != nil {
-		return fault(status.Unreadable, fmt.Errorf("open slot %s through dm-verity: %w", s.d.slotName(slot), err))
-	}
+// hash shows only at the first read) and mounts it; then what goes with it, below it.
+func (s *slotDoor) Start(slot string, f slots.Facts, with []update.Member) (err error) {
 	defer func() {
 		if err != nil {
-			_ = unix.Unmount(newRoot, unix.MNT_DETACH)
-			_ = dm.Remove(rootName)
+			s.close(with)
 		}
 	}()
-	s.root.path = path
-	head, err := ends(path, f.DataBlocks)
-	if err != nil {
-		return fault(status.VerityError, fmt.Errorf("slot %s: %w", s.d.slotName(slot), err))
-	}
-	kind := fileSystem(head)
-	if kind == "" {
-		return fault(status.VerityError, fmt.Errorf("slot %s holds no squashfs, ext4 or erofs", s.d.slotName(slot)))
-	}
-	if _, err := mount.Mount(path, newRoot, kind, "", unix.MS_RDONLY); err != nil {
-		return fault(mountFault(err), err)
+	s.close(with) // of a slot that did not start
+	if err := s.open(slot, rootName, f, newRoot); err != nil {
+		return err
 	}
 	init := filepath.Join(newRoot, s.d.cfg.Init)
 	if info, err := os.Lstat(init); err != nil || info.IsDir() {
 		return fault(status.VerityError, fmt.Errorf("slot %s has no %s", s.d.slotName(slot), s.d.cfg.Init))
 	}
+	// Of two places one of which lies in the other the shorter comes first.
+	with = slices.Clone(with)
+	place := func(m update.Member) string { c, _ := s.d.cfg.SlotByName(m.Slot); return c.Mount }
+	slices.SortStableFunc(with, func(a, b update.Member) int { return len(place(a)) - len(place(b)) })
+	for _, m := range with {
+		at := place(m)
+		if at != "" {
+			dir, err := folderIn(newRoot, at)
+			if err != nil {
+				return fault(status.VerityError, fmt.Errorf("slot %s has no folder %s to mount %s: %w", s.d.slotName(slot), at, m.Slot, err))
+			}
+			defer dir.Close()
+			at = fmt.Sprintf("/proc/self/fd/%d", dir.Fd())
+		}
+		if err := s.open(m.Slot, mappedName(m.Class), m.Facts, at); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+func (s *slotDoor) close(with []update.Member) {
+	for _, m := range with {
+		if c, _ := s.d.cfg.SlotByName(m.Slot); c.Mount != "" {
+			if dir, err := folderIn(newRoot, c.Mount); err == nil {
+				_ = unix.Unmount(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()), unix.MNT_DETACH)
+				dir.Close()
+			}
+		}
+	}
+	_ = unix.Unmount(newRoot, unix.MNT_DETACH)
+	for _, m := range with {
+		_ = dm.Remove(mappedName(m.Class))
+	}
+	_ = dm.Remove(rootName)
+}
+
+// folderIn opens a folder of a mounted system without ever leaving that.
+func folderIn(root, name string) (*os.File, error) {
+	r, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(r)
+	fd, err := unix.Openat2(r, name, &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+func fault(r status.Reason, err error) error { return &update.Fault{Reason: r, Err: err} }
+
+// open opens a slot through dm-verity and mounts it, read-only; at "" it is not mounted, and may hold anything.
+func (s *slotDoor) open(slot, name string, f slots.Facts, at string) error {
+	path, err := dm.Open(name, true, s.d.table(slot, f))
+	if err != nil {
+		return fault(status.Unreadable, fmt.Errorf("open slot %s through dm-verity: %w", s.d.slotName(slot), err))
+	}
+	head, err := ends(path, f.DataBlocks)
+	if err != nil {
+		return fault(status.VerityError, fmt.Errorf("slot %s: %w", s.d.slotName(slot), err))
+	}
+	if at == "" {
+		return nil
+	}
+	kind := fileSystem(head)
+	if kind == "" {
+		return fault(status.VerityError, fmt.Errorf("slot %s holds no squashfs, ext4 or erofs", s.d.slotName(slot)))
+	}
+	if _, err := mount.Mount(path, at, kind, "", unix.MS_RDONLY); err != nil {
+		return fault(mountFault(err), err)
+	}
+	return nil
+}
+
+func (d *device) table(slot string, f slots.Facts, opts ...string) dm.Target {
+	b := d.found.slots[slot]
+	return dm.VerityTable(fmt.Sprintf("%d:%d", b.Major, b.Minor), f.DataBlocks, f.RootHash, f.Salt, opts...)
 }
 
 func mountFault(err error) status.Reason {
@@ -127,10 +184,14 @@ func (d *device) handOver(s update.Started) {
 		d.con.say("leave the report: " + err.Error())
 	}
 	forgetPanic()
-	b := d.found.slots[s.Slot]
-	table := dm.VerityTable(fmt.Sprintf("%d:%d", b.Major, b.Minor), s.Facts.DataBlocks, s.Facts.RootHash, s.Facts.Salt, "restart_on_corruption")
-	if err := dm.Reload(rootName, true, table); err != nil {
-		d.con.say("a corrupt block will be an I/O error, not a restart: " + err.Error())
+	restart := func(name, slot string, f slots.Facts) {
+		if err := dm.Reload(name, true, d.table(slot, f, "restart_on_corruption")); err != nil {
+			d.con.say("a corrupt block will be an I/O error, not a restart: " + err.Error())
+		}
+	}
+	restart(rootName, s.Slot, s.Facts)
+	for _, m := range s.With {
+		restart(mappedName(m.Class), m.Slot, m.Facts)
 	}
 	d.con.say(status.StartingLine(d.cfg.Init))
 	d.con.unhush()
@@ -155,6 +216,12 @@ func (d *device) leave(s update.Started) error {
 	r.Booted = status.Booted{
 		Slot: s.Slot, Bootname: d.bootname(s.Slot), Version: e.Version, Trial: s.Trial, TriesLeft: int(e.Tries),
 		Authenticity: boot.Authenticity(!s.Facts.Signed), RootHash: fmt.Sprintf("%x", s.Facts.RootHash), Device: d.slotPath(s.Slot),
+	}
+	for _, m := range s.With {
+		c, _ := d.cfg.SlotByName(m.Slot)
+		r.Booted.With = append(r.Booted.With, status.With{
+			Slot: m.Slot, RootHash: fmt.Sprintf("%x", m.Facts.RootHash), Device: d.slotPath(m.Slot), Mapped: dm.Path(mappedName(m.Class)), Mount: c.Mount,
+		})
 	}
 	r.InitRSS = peakRSS()
 	d.clock.phase("hand-over")

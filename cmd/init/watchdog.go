@@ -117,7 +117,7 @@ func (s *fedSlots) Sync(slot string) error {
 	return s.Slots.Sync(slot)
 }
 
-func (s *fedSlots) Start(slot string, f slots.Facts) error {
+func (s *fedSlots) Start(slot string, f slots.Facts, with []update.Member) error {
 	s.d.enter("start", stepLimit)
-	return s.Slots.Start(slot, f)
+	return s.Slots.Start(slot, f, with)
 }

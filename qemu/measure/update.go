@@ -116,7 +116,7 @@ func (u *updater) Seal(_ string, seal []byte) error {
 	return err
 }
 
-func (u *updater) Start(string, slots.Facts) error { return nil }
+func (u *updater) Start(string, slots.Facts, []update.Member) error { return nil }
 
 // Run starts a worker as PID 1 does.
 func (u *updater) Run(ctx context.Context, role string, input []byte, src update.Source, slot string, frame func(byte, []byte) error) error {
