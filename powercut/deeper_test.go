@@ -332,7 +332,13 @@ func TestReset(t *testing.T) {
 
 // A disk that says it wrote and did not, for a write to a slot: reading back notices.
 func TestLostWrite(t *testing.T) {
-	k := newKit(t, nil)
+	for _, changes := range []map[string]string{nil, grouped(nil)} {
+		lostWrite(t, newKit(t, changes))
+	}
+}
+
+func lostWrite(t *testing.T, k *kit) {
+	t.Helper()
 	d, disk := updates(k, k.bundle("3", 0, Healthy))
 	for n, hit := 0, true; hit; n++ {
 		hit = false

@@ -14,6 +14,7 @@ var nets = []struct{ name, pkg, run string }{
 	{"crash simulator", "./powercut", "^(TestLostWrite|TestReset|TestNewestLost|TestFaults|TestCollateral|TestFiftyCuts|TestRandomDepth)$"},
 	{"crash simulator", "./boot/raw", "."},
 	{"torn seals", "./slots", "^TestSeal"},
+	{"groups that do not belong together", "./powercut", "^TestGroup"},
 	{"crash simulator", "./powercut", "^TestCrash$"},
 	{"model", "./boot", "Model"},
 }
@@ -23,7 +24,7 @@ var mutants = []mutant{
 	{"no flush after the wipe", "slots/seal.go", []change{{
 		"if err := putSeal(dev, make([]byte, SealSize)); err != nil {", "if _, err := dev.WriteAt(make([]byte, SealSize), dev.Size()-SealSize); err != nil {",
 	}}},
-	{"no flush after image and tree", "update/update.go", []change{{"err = d.Slots.Sync(slot)", "err = nil"}}},
+	{"no flush after image and tree", "update/update.go", []change{{"err = d.Slots.Sync(m)", "err = nil"}}},
 	{"no flush after the seal", "slots/seal.go", []change{{
 		"if err := putSeal(dev, seal); err != nil {", "if _, err := dev.WriteAt(seal, dev.Size()-SealSize); err != nil {",
 	}}},
@@ -38,7 +39,7 @@ var mutants = []mutant{
 	}}},
 
 	// What is written at all.
-	{"the old seal is not wiped", "update/update.go", []change{{"if err := d.Slots.Wipe(slot); err != nil {", "if err := error(nil); err != nil {"}}},
+	{"the old seal is not wiped", "update/update.go", []change{{"if err := d.Slots.Wipe(m); err != nil {", "if err := error(nil); err != nil {"}}},
 	{"the install is not noted", "update/update.go", []change{{
 		"if !d.keep(o, boot.Note(d.state, t.Slot, o.Offer, d.Policy), rescue) {", "if false {",
 	}}},
@@ -52,7 +53,7 @@ var mutants = []mutant{
 	{"the record's CRC is not looked at", "boot/record.go", []change{{"recordCRC(b) != binary", "false && recordCRC(b) != binary"}}},
 	{"the seal's CRC is not looked at", "slots/seal.go", []change{{"checksum(b[:end]) != binary", "false && checksum(b[:end]) != binary"}}},
 	{"the slot is not read back", "update/update.go", []change{
-		{"att, seal := d.attest(ctx, slot, true, a.seal)", "att, seal := d.attest(ctx, slot, false, a.seal)\n\tseal = a.seal"},
+		{"att, seals[i] = d.attest(ctx, m, true, seals[i])", "att, _ = d.attest(ctx, m, false, seals[i])"},
 		{"case att.Seal.Status != boot.SealValid || att.Seal.Whole != boot.WholeRight:", "case att.Seal.Status != boot.SealValid:"},
 	}},
 	{"the seal is not read back", "update/update.go", []change{{
@@ -65,10 +66,10 @@ var mutants = []mutant{
 
 	// Orders.
 	{"sealed before image and tree are flushed", "update/update.go", []change{{
-		"		err = d.Slots.Sync(slot)\n", "		err = d.Slots.Seal(slot, a.seal)\n\t\tif err == nil {\n\t\t\terr = d.Slots.Sync(slot)\n\t\t}\n",
+		"			err = d.Slots.Sync(m)\n", "			err = d.Slots.Seal(m, a.seal)\n\t\t\tif err == nil {\n\t\t\t\terr = d.Slots.Sync(m)\n\t\t\t}\n",
 	}}},
 	{"the record vouches before the seal is there", "update/update.go", []change{{
-		"		err = d.Slots.Seal(slot, seal)\n", "		d.commit(boot.Installed(d.state, slot, att.Seal, d.Policy))\n\t\terr = d.Slots.Seal(slot, seal)\n",
+		"		if err := d.Slots.Seal(m, seals[i]); err != nil {\n", "		d.commit(boot.Installed(d.state, slot, att.Seal, d.Policy))\n\t\tif err := d.Slots.Seal(m, seals[i]); err != nil {\n",
 	}}},
 	{"wiped before the install is noted", "update/update.go", []change{{
 		"		if !d.keep(o, boot.Note(d.state, t.Slot, o.Offer, d.Policy), rescue) {", "		d.Slots.Wipe(t.Slot)\n\t\tif !d.keep(o, boot.Note(d.state, t.Slot, o.Offer, d.Policy), rescue) {",
@@ -77,6 +78,14 @@ var mutants = []mutant{
 		{"		if !d.commit(dec.State) {\n", "		if dec.Action == boot.Boot {\n\t\t\td.state = dec.State\n\t\t} else if !d.commit(dec.State) {\n"},
 		{"		if s, ok := d.start(ctx, dec); ok {\n", "		if s, ok := d.start(ctx, dec); ok {\n\t\t\td.commit(d.state)\n"},
 	}},
+
+	// Groups.
+	{"what goes with a slot may be of another bundle", "update/group.go", []change{{"	case with.Manifest != s.Manifest:\n", "	case false:\n"}}},
+	{"what goes with a slot is not looked at", "update/group.go", []change{{"		if s.Status != boot.SealValid || s.Whole == boot.WholeDamaged {\n", "		if true {\n"}}},
+	{"what goes with a slot is not read back", "update/update.go", []change{
+		{"		att, seals[i] = d.attest(ctx, m, true, seals[i])", "\t\twhole := i == len(members)-1\n\t\tif raw := seals[i]; whole {\n\t\t\tatt, seals[i] = d.attest(ctx, m, true, raw)\n\t\t} else {\n\t\t\tcontinue\n\t\t}"},
+	}},
+	{"a seal is taken for one of another class", "update/work.go", []change{{"seal.Image != w.job.Class", "false"}}},
 
 	// Rules.
 	{"the floor rises at install, before the trial", "boot/install.go", []change{{
