@@ -32,6 +32,7 @@ type Behaviour uint8
 const (
 	Healthy Behaviour = iota // says good
 	Silent                   // says nothing, and is switched off
+	Leaves                   // goes down in order and says so
 	Panics                   // the kernel says so, and reboots
 	Hangs                    // the watchdog resets
 	SaysBad                  // says bad
@@ -250,6 +251,17 @@ func (d *Device) SayBad(on disk.Device, slot string, each func(boot.State)) erro
 // SayNext is `bootcount next`.
 func (d *Device) SayNext(on disk.Device, slot string, each func(boot.State)) error {
 	return d.change(on, each, func(s boot.State) (boot.State, error) { return boot.Next(s, slot, d.policy) })
+}
+
+// SayEnded is `bootcount ended`.
+func (d *Device) SayEnded(on disk.Device, slot string, each func(boot.State)) error {
+	return d.change(on, each, func(s boot.State) (boot.State, error) {
+		next, changed := boot.Ended(s, slot)
+		if !changed {
+			return s, fmt.Errorf("slot %s is not on trial", slot)
+		}
+		return next, nil
+	})
 }
 
 func (d *Device) change(on disk.Device, each func(boot.State), how func(boot.State) (boot.State, error)) error {

@@ -277,7 +277,7 @@ func (w *Watch) starts(slot string) {
 	}
 	w.mem.Trials[m]++
 	others := slices.ContainsFunc(s.Slots, func(o boot.Entry) bool { return o.Slot != slot && s.Qualifies(o, w.d.policy) })
-	if n := w.mem.Trials[m]; others && n > int(w.d.policy.Attempts) {
+	if n := w.mem.Trials[m]; others && n > int(w.d.policy.Attempts)+int(w.d.policy.PowerLosses) {
 		w.broken(I4, "version %s is started %d times in one round", w.d.Systems[m].Version, n)
 	}
 	w.mark("version " + w.d.Systems[m].Version + " is started")
@@ -300,6 +300,11 @@ func (w *Watch) ran(b *Boot) (next status.Reason, well bool) {
 		return status.Panic, false
 	case Hangs:
 		return status.Watchdog, false
+	case Leaves:
+		if err := w.d.SayEnded(w, b.Slot, w.committed); err != nil && b.Started.Trial {
+			w.broken(I9, "bootcount ended: %v", err)
+		}
+		return status.None, false
 	case SaysBad:
 		if err := w.d.SayBad(w, b.Slot, w.committed); err != nil && !errors.Is(err, boot.ErrOnlyGood) {
 			w.broken(I10, "bootcount bad: %v", err)
@@ -330,7 +335,7 @@ type Want struct {
 
 // most is how many boots a device may need without further cuts (law I6).
 func (d *Device) most(want Want) int {
-	return int(d.policy.Attempts)*len(d.policy.Slots) + 2 + want.More
+	return (int(d.policy.Attempts)+int(d.policy.PowerLosses))*len(d.policy.Slots) + 2 + want.More
 }
 
 // Settle boots the device until it is as wanted, at most as often as law I6 allows.

@@ -145,6 +145,12 @@ func scenarios(t *testing.T) (all []scenario) {
 			add("fallback="+fallback+" from a system that "+name, d, disk, Want{Version: "1"}, nil)
 		}
 	}
+	for name, how := range map[string]Behaviour{"is switched off": Silent, "goes down in order": Leaves} {
+		k := newKit(t, map[string]string{"fallback count": "failures"})
+		d, disk := one(k, k.bundle("2", 0, how))
+		d.policy.PowerLosses = 2 // for speed: the rule is the same for any number
+		add("count=failures, from a system that "+name, d, disk, Want{Version: "1"}, nil)
+	}
 	{
 		k := newKit(t, map[string]string{"system require-signed-verity": "false"})
 		k.unsigned = true

@@ -31,6 +31,8 @@ const usage = `usage: bootcount status [--json]     what early boot did, and the
        bootcount next SLOT             boot that slot once, at the next boot
        bootcount deadline [--reboot]   ends the trial of a system that did not say good in [fallback] trial-deadline=
                                        (lifeboat-trial.timer asks every few seconds)
+       bootcount ended                 a system on trial goes down in order (lifeboat-ended.service says so at shutdown)
+       bootcount doctor                what keeps this device from coming back by itself, and how to fix it
 A slot is named rootfs.0 or by its bootname. Exit status: 0 ok, 1 failure, 2 usage.
 `
 
@@ -67,10 +69,13 @@ func run(args []string, dir string, out io.Writer) error {
 			return errUsage
 		}
 	}
-	most := map[string]int{"status": 0, "good": 0, "bad": 1, "next": 1, "deadline": 0}
+	most := map[string]int{"status": 0, "good": 0, "bad": 1, "next": 1, "deadline": 0, "ended": 0, "doctor": 0}
 	n, known := most[args[0]]
 	if !known || len(rest) > n || args[0] == "next" && len(rest) == 0 {
 		return errUsage
+	}
+	if args[0] == "doctor" {
+		return doctor(dir, "/", time.Now(), out)
 	}
 	s, err := open(dir)
 	if err != nil {
@@ -90,6 +95,11 @@ func run(args []string, dir string, out io.Writer) error {
 	}
 	if args[0] == "deadline" {
 		return s.deadline(out, options["reboot"])
+	}
+	if args[0] == "ended" {
+		if _, changed := boot.Ended(s.state, slot); !changed || s.store == nil {
+			return nil // nothing that has to be known
+		}
 	}
 	return s.change(out, args[0], slot, options["force"])
 }
@@ -173,6 +183,9 @@ func (s *session) change(out io.Writer, what, slot string, force bool) error {
 	case "deadline":
 		next, err = boot.Deadline(s.state, slot, s.policy)
 		done = "the trial of " + s.name(slot) + " is over"
+	case "ended":
+		next, _ = boot.Ended(s.state, slot)
+		done = s.name(slot) + " goes down in order"
 	}
 	if err != nil {
 		return err
@@ -250,6 +263,16 @@ func (s *session) show(out io.Writer, asJSON bool) error {
 		how = fmt.Sprintf("on trial, tries left %d", r.Booted.TriesLeft)
 	}
 	fmt.Fprintf(out, "Booted   %s version %s, %s, authentic %s\n", status.SlotName(r.Booted.Slot, r.Booted.Bootname), r.Booted.Version, how, r.Booted.Authenticity)
+	if w := r.Watchdog; w != nil {
+		how := "it protects early boot only"
+		if !w.Stops {
+			how = "nobody feeds it: the device restarts when that time is over"
+		}
+		if name, pid := feeder("/", w.Device); pid != 0 {
+			how = fmt.Sprintf("fed by %s (%d)", name, pid)
+		}
+		fmt.Fprintf(out, "Watchdog %s (%s) %d s, %s\n", w.Device, w.Identity, w.Timeout, how)
+	}
 	if r.Fallback != "" {
 		fmt.Fprintf(out, "Fallback %s\n", r.Fallback)
 	}

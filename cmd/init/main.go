@@ -97,9 +97,12 @@ func run() {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	d.arm(ctx)
+	d.arm(ctx, false)
 	d.watch, _ = disk.Watch()
 	loadModules(d.con, filepath.Join(config.Dir, "modules"))
+	if d.dog == nil {
+		d.arm(ctx, true)
+	}
 	d.ended("modules")
 	d.show = newDisplay(d)
 	if list := filepath.Join(config.Dir, "modules.usb"); d.watch != nil && len(readTrimmed(list)) > 0 {

@@ -20,31 +20,29 @@ const (
 	flushLimit  = 5 * time.Minute // what an installer wrote, from the page cache to a slow medium
 )
 
-// arm finds and arms a watchdog, and feeds it from now on. It comes before anything that can hang. Where [watchdog] is off,
-// one that the boot loader armed and that the kernel does not feed is fed all the same.
-func (d *device) arm(ctx context.Context) {
+// arm finds and arms a watchdog, and feeds it from now on. It comes before anything that can hang; where there is none, it
+// comes again when all modules are loaded, and says why. Where [watchdog] is off, one that runs already and that the kernel
+// does not feed is fed all the same.
+func (d *device) arm(ctx context.Context, again bool) {
 	w := d.cfg.Watchdog
 	o := watchdog.Options{Timeout: w.Timeout, Pretimeout: w.Pretimeout, Device: w.Device, Softdog: w.Softdog, StopsAtClose: w.StopsAtClose}
 	loadModules(d.con, filepath.Join(config.Dir, "modules.watchdog"))
 	all := watchdog.Find(sysfs)
-	if w.Softdog && len(all) == 0 {
+	if len(all) == 0 {
 		loadModules(d.con, filepath.Join(config.Dir, "modules.softdog"))
 		all = watchdog.Find(sysfs)
 	}
-	for {
+	for d.dog == nil {
 		dev, ok, why := watchdog.Choose(all, o)
+		var err error
+		if ok {
+			d.dog, err = watchdog.Open(dev, o)
+			why = fmt.Sprintf("%s (%s): %v", dev.Path(), dev.Identity, err)
+		}
+		if (d.dog != nil || again) && (err != nil || !ok && why != "") {
+			d.warn("watchdog: " + why)
+		}
 		if !ok {
-			if why != "" {
-				d.warn("no watchdog: " + why)
-			}
-			return
-		}
-		g, err := watchdog.Open(dev, o)
-		if err != nil {
-			d.warn(fmt.Sprintf("watchdog %s (%s): %v", dev.Path(), dev.Identity, err))
-		}
-		if g != nil {
-			d.guard(ctx, g)
 			return
 		}
 		left := all[:0]
@@ -55,6 +53,7 @@ func (d *device) arm(ctx context.Context) {
 		}
 		all = left
 	}
+	d.guard(ctx, d.dog)
 }
 
 // warn says what the running system should know, too.
@@ -64,7 +63,6 @@ func (d *device) warn(line string) {
 }
 
 func (d *device) guard(ctx context.Context, g *watchdog.Dog) {
-	d.dog = g
 	defer d.ended("watchdog")
 	d.keep = watchdog.Keep(ctx, g.Feed, g.Timeout, func(phase string) {
 		d.con.log(fmt.Sprintf("%s does not get on: the watchdog is fed no more", phase)) // a console may be what hangs

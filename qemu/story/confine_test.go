@@ -88,8 +88,10 @@ func parts(t *testing.T, image string) map[string][]byte {
 var patient = scene.Options{Config: map[string]string{"rescue retry": "1h"}}
 
 // hostileDevice is the device with an /init whose workers do what a stick tells them (cmd/init/hostile.go).
-var hostileDevice = sync.OnceValues(func() (*staged, error) {
-	s, err := scene.New(filepath.Join(workDir, "hostile"), patient)
+var hostileDevice = sync.OnceValues(func() (*staged, error) { return makeHostile("hostile", patient) })
+
+func makeHostile(name string, o scene.Options) (*staged, error) {
+	s, err := scene.New(filepath.Join(workDir, name), o)
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +109,7 @@ var hostileDevice = sync.OnceValues(func() (*staged, error) {
 	}
 	bad.Bin = d.Bin
 	return &staged{&bad, d.Disk}, nil
-})
+}
 
 func needHostile(t *testing.T) *staged {
 	t.Helper()

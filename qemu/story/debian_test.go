@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -23,10 +24,11 @@ func TestDebian(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := special(t, scene.Options{})
+	d := special(t, scene.Options{Config: map[string]string{"watchdog timeout": "60"}})
 	image := d.Path("debian.img")
 	err = testsystem.Debian(image, testsystem.DebianOptions{
 		Version: "2.0", Bootcount: filepath.Join(d.Bin, "bootcount"), Units: filepath.Join(root, "systemd"), Cache: filepath.Join(root, "build/test"),
+		Watchdog: "60",
 	})
 	if errors.Is(err, testsystem.ErrNoDebian) {
 		t.Skip(err)
@@ -82,7 +84,11 @@ func TestDebian(t *testing.T) {
 		if got := vm.Run("findmnt", "-no", "SOURCE,FSTYPE,OPTIONS", "/"); got != "/dev/dm-0 squashfs ro,relatime,errors=continue" {
 			t.Errorf("/ is %q", got)
 		}
-		vm.Run("systemctl", "is-active", "lifeboat-good.service")
+		vm.Run("systemctl", "is-active", "lifeboat-good.service", "lifeboat-ended.service")
+		// systemd has taken the watchdog over, and all else is as a device needs it; but for A, which is still on trial.
+		if got := vm.RunIn(debianPatience, "bootcount", "doctor"); !strings.Contains(got, "60 s, fed by systemd (1)\n") || !strings.Contains(got, "ok    systemd") {
+			t.Error(got)
+		}
 		vm.Reset()
 		vm.Expect(debianPatience, `lifeboat: update\.raucb: nothing to do: already installed in rootfs\.1\n`)
 		vm.Expect(debianPatience, `lifeboat: boot 2 slot rootfs\.1 \(B\) version 2\.0 confirmed\n`)

@@ -20,6 +20,7 @@ type DebianOptions struct {
 	Version   string
 	Bootcount string // file that becomes /usr/bin/bootcount
 	Units     string // folder of the units that docs/system.md tells to install
+	Watchdog  string // RuntimeWatchdogSec=, e.g. "60"; "" and "off": systemd feeds none
 	Cache     string // folder that keeps what mmdebstrap made, named by its recipe
 }
 
@@ -93,6 +94,7 @@ func equip(tree string, o DebianOptions) error {
 	}
 	for name, content := range map[string]string{
 		"etc/version": o.Version + "\n", "etc/hostname": "device\n", "etc/resolv.conf": "",
+		"etc/systemd/system.conf.d/watchdog.conf":                 "[Manager]\nRuntimeWatchdogSec=" + o.Watchdog + "\n",
 		"etc/systemd/system/test-health.service":                  debianHealth,
 		"etc/systemd/system/test-sick.service":                    debianEarly,
 		"etc/systemd/system/serial-getty@ttyS0.service.d/10.conf": debianConsole,
@@ -104,7 +106,7 @@ func equip(tree string, o DebianOptions) error {
 	if err := place(filepath.Join(tree, "usr/local/sbin/obey"), []byte(debianObey), 0o755); err != nil {
 		return err
 	}
-	return tool("chroot", tree, "systemctl", "--quiet", "enable", "lifeboat-good.service", "lifeboat-trial.timer",
+	return tool("chroot", tree, "systemctl", "--quiet", "enable", "lifeboat-good.service", "lifeboat-trial.timer", "lifeboat-ended.service",
 		"systemd-boot-check-no-failures.service", "/usr/share/systemd/tmp.mount", "test-health.service", "test-sick.service")
 }
 

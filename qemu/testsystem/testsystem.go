@@ -11,6 +11,7 @@
 //	run TOKEN COMMAND ARGS...   prints <<TOKEN, the output, >>TOKEN exit=N (-1: could not run); see [Run]
 //	                            built in: cat F, ls DIR, head N F (hexadecimal), write F TEXT, dmesg
 //	reboot | poweroff | panic | hang
+//	starve                      no longer feeds the watchdog, which it does where there is a file /etc/feeds
 package testsystem
 
 import (

@@ -37,6 +37,11 @@ func main() {
 	if err := modules(); err != nil {
 		fmt.Println("SYSTEM MODULES:", err)
 	}
+	if line("/etc/feeds") != "" {
+		if err := feed(); err != nil {
+			fmt.Println("SYSTEM FEEDS:", err)
+		}
+	}
 	fmt.Printf("SYSTEM UP version=%s\n", version)
 	if boot, err := os.ReadFile("/run/lifeboat/boot.json"); err == nil && behaviour != "person" {
 		say("BOOT.JSON BEGIN\n" + strings.TrimRight(string(boot), "\n") + "\nBOOT.JSON END\n")
@@ -131,6 +136,24 @@ func hang() error {
 	return err
 }
 
+// starving ends the meals.
+const starving = "/tmp/starving"
+
+// feed takes the watchdog over that early boot has armed, and feeds it until somebody says "starve".
+func feed() error {
+	dog, err := os.OpenFile("/dev/watchdog0", os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	go func() {
+		for line(starving) == "" {
+			dog.Write([]byte{0})
+			time.Sleep(time.Second)
+		}
+	}()
+	return nil
+}
+
 func crash() {
 	os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0)
 	os.Exit(1) // PID 1 that ends is a panic too
@@ -191,6 +214,8 @@ func order(word string) bool {
 		crash()
 	case "hang":
 		fmt.Println("SYSTEM HANGS:", hang())
+	case "starve":
+		fmt.Println("SYSTEM STARVES:", os.WriteFile(starving, []byte("yes"), 0o644))
 	default:
 		return false
 	}
