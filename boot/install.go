@@ -26,7 +26,7 @@ type Verdict struct {
 }
 
 // Judge says whether a bundle is to be installed (rules 11, 13, 15, 19): by itself when it is newer, or, where the policy
-// says so, different; when it was asked for, also an older one, or one that fell back. In rescue everything at or above the
+// says so, different (but not over a trial that is newer); when it was asked for, also an older one, or one that fell back. In rescue everything at or above the
 // floors is.
 func Judge(s State, o Offer, rescue bool, p Policy) Verdict {
 	f := s.floors(p)
@@ -58,7 +58,11 @@ func Judge(s State, o Offer, rescue bool, p Policy) Verdict {
 			}
 			return Verdict{Why: "already installed in " + e.Slot}
 		}
-		if !o.Asked && !p.Different && version.Compare(o.Version, e.Version) <= 0 {
+		if newer := version.Compare(o.Version, e.Version) > 0; o.Asked || newer {
+			continue
+		} else if p.Different && !behind && !e.Good {
+			return Verdict{Why: fmt.Sprintf("version %q in %s is on trial; what is not newer waits until that is over", e.Version, e.Slot)}
+		} else if !p.Different {
 			return Verdict{Why: fmt.Sprintf("version %q is not newer than %q in %s", o.Version, e.Version, e.Slot)}
 		}
 	}
@@ -90,8 +94,33 @@ func (s State) waits(e Entry, p Policy) bool {
 	return e.Booted == 0 && !e.Good && s.Slots[0].Slot != e.Slot && s.newest(e.Slot, p)
 }
 
-// Better reports whether offer a is to be taken rather than b: the newer one; Judge both first.
-func Better(a, b Offer) bool { return version.Compare(a.Version, b.Version) > 0 }
+// Choose judges bundles that are held out at once and picks the one that is taken, -1 for none: the newest, of
+// equals the first. Where what is different is taken, the newest one against which nothing is to be said is the only one
+// that counts: with it installed the others are left alone, so that bundles that stay where they are do not
+// replace each other for ever.
+func Choose(s State, offers []Offer, rescue bool, p Policy) (best int, verdicts []Verdict) {
+	best = -1
+	newest := -1 // that was not asked for
+	for i, o := range offers {
+		v := Judge(s, o, rescue, p)
+		verdicts = append(verdicts, v)
+		if p.Different && !rescue && !o.Asked && v.Code == 0 && (newest < 0 || better(o, offers[newest])) {
+			newest = i
+		}
+	}
+	for i, o := range offers {
+		v := &verdicts[i]
+		if v.Take && !o.Asked && newest >= 0 && better(offers[newest], o) {
+			*v = Verdict{Why: fmt.Sprintf("version %q counts, the newest that is plugged in", offers[newest].Version)}
+		}
+		if v.Take && (best < 0 || better(o, offers[best])) {
+			best = i
+		}
+	}
+	return best, verdicts
+}
+
+func better(a, b Offer) bool { return version.Compare(a.Version, b.Version) > 0 }
 
 // TargetChoice is where a bundle goes.
 type TargetChoice struct {

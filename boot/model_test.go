@@ -87,6 +87,9 @@ func (w *world) String() string {
 		policy = "secure"
 	}
 	more := ""
+	if w.Different {
+		more += "/different"
+	}
 	if w.memory {
 		more += "/memory"
 	}
@@ -106,7 +109,7 @@ func newWorld(slots int, attempts uint8, secure bool, sick uint8) *world {
 }
 
 // worlds are the configurations: each policy, 2 and 3 slots, 1 to 3 attempts without a fault of the hardware; with one
-// fault; and with what is held against bundles and sticks. Their limits of states are those of `make test`.
+// fault; with what is held against bundles and sticks; and with a policy that takes what is different. Their limits of states are those of `make test`.
 func worlds() (ws []*world) {
 	for _, secure := range []bool{false, true} {
 		for _, limit := range []struct {
@@ -145,7 +148,13 @@ func worlds() (ws []*world) {
 			ws = append(ws, w)
 		}
 	}
-	return ws
+	// A policy that takes older bundles by itself.
+	w := newWorld(2, 1, false, 3)
+	w.Different, w.grown, w.faults, w.most = true, true, 1, 6_000
+	if full() {
+		w.most = 0
+	}
+	return append(ws, w)
 }
 
 // machine is what is explored: the functions of this package, and the order of writes. Mutants replace parts of it.

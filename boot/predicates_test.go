@@ -400,7 +400,7 @@ var predicates = []predicate{
 		},
 	},
 	{
-		name: "R11", text: "taken by itself is only what is newer than every slot that qualifies; in rescue all at or above the floors",
+		name: "R11", text: "taken by itself is only what is newer than every slot that qualifies, or different and not older than a trial; in rescue all at or above the floors",
 		at: []kind{hasTarget, hasJudged},
 		check: func(m *moment) error {
 			if m.kind == hasJudged {
@@ -412,8 +412,15 @@ var predicates = []predicate{
 			if m.rescue || m.running != "" || m.target.Present {
 				return nil
 			}
+			first := true
 			for _, e := range m.after.Slots {
 				old := m.durable.Entry(e.Slot) // of what the record did not know nobody asked before the target was looked for
+				if m.Different && m.after.Qualifies(e, m.Policy) {
+					trial := first && !e.Good
+					if first = false; !trial && e.Manifest != m.offer.Manifest {
+						continue
+					}
+				}
 				if m.after.Qualifies(e, m.Policy) && version.Compare(m.offer.Version, e.Version) <= 0 && old.Manifest == e.Manifest && old.Reason == status.None {
 					return says("%s is taken, %s in %s qualifies", m.offer.Version, e.Version, e.Slot)
 				}

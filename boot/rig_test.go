@@ -183,6 +183,27 @@ func (r *rig) install(version string) string {
 	return t.Slot
 }
 
+// settle brings the entries in line with the slots, as update does before it judges a bundle.
+func (r *rig) settle(s State) State {
+	f := Facts{Seals: map[string]Seal{}}
+	for range 20 {
+		next, look, attest := Settle(s, f, r.p)
+		if len(look)+len(attest) == 0 {
+			return next
+		}
+		for _, slot := range look {
+			seal := r.medium[slot]
+			seal.Whole = f.Seals[slot].Whole
+			f.Seals[slot] = seal
+		}
+		for _, slot := range attest {
+			f.Seals[slot] = r.medium[slot]
+		}
+	}
+	r.t.Fatal("not settled after 20 questions")
+	return s
+}
+
 func (r *rig) target(s *State, f Facts, o Offer) TargetChoice {
 	for range 20 {
 		next, _, attest := Absorb(*s, f, r.p)

@@ -1375,3 +1375,181 @@ func TestRule21_OnlyForAQualifyingSlot(t *testing.T) {
 	wantBoot(t, r.boots(3, status.None), a)
 	wantBoot(t, r.boot(status.None), b)
 }
+
+// Of all that is plugged in, the newest that is acceptable is taken; of equals the first.
+func TestRule11_TheBest(t *testing.T) {
+	different := available
+	different.Different = true
+	asked := func(o Offer) Offer { o.Asked = true; return o }
+	both := state(entry(a, "5", good), entry(b, "4", good))
+	trial := state(entry(b, "5"), entry(a, "4", good))
+	fell := both.Clone()
+	fell.Falls = []Fall{{Manifest: hash("3"), Evidence: status.ToldBad}}
+	floor := both.Clone()
+	floor.Floors.Version = "2"
+	for _, test := range []struct {
+		name   string
+		s      State
+		p      Policy
+		rescue bool
+		offers []Offer
+		want   int
+		why    string // of the first
+	}{
+		{"nothing", both, available, false, nil, -1, ""},
+		{"the newest", both, available, false, []Offer{offerOf("6"), offerOf("8"), offerOf("7")}, 1, ""},
+		{"the first of equals", both, available, false, []Offer{{Manifest: hash("x"), Version: "6", Epoch: 1}, offerOf("6")}, 0, ""},
+		{"none is newer", both, available, false, []Offer{offerOf("4"), offerOf("5"), offerOf("3")}, -1, "not newer"},
+		{"the newest is too new", both, available, false, []Offer{{Manifest: hash("9"), Version: "9", Epoch: 99}, offerOf("6")}, 1, "epoch"},
+		{"rescue", both, available, true, []Offer{offerOf("2"), offerOf("3"), offerOf("1")}, 1, ""},
+		{"rescue, of different ones", both, different, true, []Offer{offerOf("2"), offerOf("5"), offerOf("1")}, 1, ""},
+
+		{"the newest of different ones", both, different, false, []Offer{offerOf("2"), offerOf("3"), offerOf("1")}, 1, "counts"},
+		{"the newest is there", both, different, false, []Offer{offerOf("3"), offerOf("5")}, -1, `version "5" counts`},
+		{"the newest lies behind", both, different, false, []Offer{offerOf("3"), offerOf("4")}, -1, `version "4" counts`},
+		{"the newest fell back", fell, different, false, []Offer{offerOf("2"), offerOf("3")}, 0, ""},
+		{"what is below the floor does not count", floor, different, false, []Offer{offerOf("1"), offerOf("2")}, 1, "floor"},
+		{"an older one, asked for", both, different, false, []Offer{asked(offerOf("3")), offerOf("5")}, 0, ""},
+		{"a newer one than what is on trial", trial, different, false, []Offer{offerOf("6"), offerOf("3")}, 0, ""},
+		{"an older one than what is on trial", trial, different, false, []Offer{offerOf("3")}, -1, "on trial"},
+		{"what is on trial", trial, different, false, []Offer{offerOf("5"), offerOf("3")}, -1, "already installed"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			got, verdicts := Choose(test.s, test.offers, test.rescue, test.p)
+			if got != test.want || len(verdicts) != len(test.offers) {
+				t.Fatalf("took %d, want %d: %+v", got, test.want, verdicts)
+			}
+			for i, v := range verdicts {
+				if v.Take != (v.Why == "") || i == got && !v.Take {
+					t.Errorf("%d: %+v", i, v)
+				}
+			}
+			if len(verdicts) > 0 && !strings.Contains(verdicts[0].Why, test.why) {
+				t.Errorf("%+v, want %q", verdicts[0], test.why)
+			}
+		})
+	}
+}
+
+// TestRule11_SticksThatStay: whatever a device holds and whatever sticks stay in it, it comes to rest, under each policy. Every
+// combination of the versions in its slots, of up to three bundles and of how their systems fare is played: of those that
+// say good one is installed at most, of those that leave evidence against them each once; those that end without a word come
+// ever more rarely.
+func TestRule11_SticksThatStay(t *testing.T) {
+	const boots = 60
+	type fate byte
+	const (
+		well fate = iota
+		accused
+		mute
+		fateCount
+	)
+	versions := []string{"1", "2", "3"}
+	if full() {
+		versions = append(versions, "4")
+	}
+	games, installs, most := 0, 0, 0
+	play := func(p Policy, inA, inB string, sticks []string, how func(i int) fate) {
+		games++
+		s := Factory(map[string]Seal{a: sealOf(inA), b: sealOf(inB)}, p)
+		if inB == "" {
+			s = Factory(map[string]Seal{a: sealOf(inA)}, p)
+		}
+		fates := map[Hash]fate{}
+		var offers []Offer
+		for i, v := range sticks {
+			offers = append(offers, offerOf(v))
+			fates[hash(v)] = how(i)
+		}
+		fates[hash(inA)], fates[hash(inB)] = well, well // they were delivered
+		r := newRig(t, p, sealOf(inA), Seal{Status: SealMissing})
+		if inB != "" {
+			r.medium[b] = right(sealOf(inB))
+		}
+		r.durable = s
+		r.durable.arrange(p)
+		r.good(r.boot(status.None).Slot)
+		count, silent, late := map[string]int{}, false, 0
+		for _, f := range fates {
+			silent = silent || f == mute
+		}
+		for i := range boots {
+			s, look := Begin(r.durable, status.None, true, p)
+			if look {
+				r.commit(r.settle(s))
+				if best, _ := Choose(r.durable, offers, false, p); best >= 0 {
+					v := sticks[best]
+					if r.install(v) != "" {
+						count[v]++
+						installs++
+						if i >= boots/2 {
+							late++
+						}
+					}
+				}
+				s = r.durable
+			}
+			d := r.decide(s)
+			if d.Action != Boot {
+				t.Fatalf("secure %t, slots %q %q, sticks %v: rescue: %+v", p.Secure, inA, inB, sticks, r.durable)
+			}
+			switch e := r.entry(d.Slot); fates[e.Manifest] {
+			case well:
+				r.good(d.Slot)
+			case accused:
+				if s, err := Bad(r.durable, d.Slot, false, p); err == nil {
+					r.commit(s)
+				}
+			}
+		}
+		total, settled := 0, 0
+		for v, n := range count {
+			total += n
+			if fates[hash(v)] == well {
+				settled += n
+			}
+			if n > 1 && !silent {
+				t.Errorf("different %t secure %t, slots %s and %s, sticks %v: %s was installed %d times", p.Different, p.Secure, inA, inB, sticks, v, n)
+			}
+		}
+		if settled > 1 && !silent {
+			t.Errorf("different %t secure %t, slots %s and %s, sticks %v: healthy systems replaced each other: %v", p.Different, p.Secure, inA, inB, sticks, count)
+		}
+		if most = max(most, total); late > 2*len(sticks) || late > 0 && !silent {
+			t.Errorf("different %t secure %t, slots %s and %s, sticks %v: %d installs in the second half of %d boots: %v", p.Different, p.Secure, inA, inB, sticks, late, boots, count)
+		}
+	}
+	for _, p := range []Policy{available, secure} {
+		for _, p.Different = range []bool{false, true} {
+			for _, inA := range versions {
+				for _, inB := range append([]string{""}, versions...) {
+					for set := 1; set < 1<<len(versions); set++ {
+						var sticks []string
+						for i, v := range versions {
+							if set>>i&1 == 1 {
+								sticks = append(sticks, v)
+							}
+						}
+						all := 1
+						for range sticks {
+							all *= int(fateCount)
+						}
+						if len(sticks) > 3 || inB == inA {
+							continue
+						}
+						for how := range all {
+							play(p, inA, inB, sticks, func(i int) fate {
+								n := how
+								for range i {
+									n /= int(fateCount)
+								}
+								return fate(n % int(fateCount))
+							})
+						}
+					}
+				}
+			}
+		}
+	}
+	t.Logf("figure: sticks that stay: %d devices, %d boots each, %d installs, at most %d of one device", games, boots, installs, most)
+}

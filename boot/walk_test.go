@@ -32,7 +32,9 @@ func TestWalk(t *testing.T) {
 	t.Logf("LIFEBOAT_SEED=%d", seed)
 	forgiving := available
 	forgiving.PowerLosses = 3
-	for _, p := range []Policy{available, secure, forgiving} {
+	different := available
+	different.Different = true
+	for _, p := range []Policy{available, secure, forgiving, different} {
 		p.Staging = true
 		for i := range uint64(walks) {
 			w := &walk{rig: newRig(t, p, sealOf("1"), Seal{Status: SealMissing}), rng: rand.New(rand.NewPCG(seed, i)), healthy: map[Hash]bool{hash("1"): true}, next: 2, count: map[string]int{}}
@@ -41,7 +43,7 @@ func TestWalk(t *testing.T) {
 			for range 1000 {
 				w.step()
 				if t.Failed() {
-					t.Fatalf("LIFEBOAT_SEED=%d secure=%t walk %d, last steps:\n%s\n%+v\nmedium %+v", seed, p.Secure, i, strings.Join(w.trace[max(0, len(w.trace)-30):], "\n"), w.durable.Slots, w.medium)
+					t.Fatalf("LIFEBOAT_SEED=%d secure=%t different=%t walk %d, last steps:\n%s\n%+v\nmedium %+v", seed, p.Secure, p.Different, i, strings.Join(w.trace[max(0, len(w.trace)-30):], "\n"), w.durable.Slots, w.medium)
 				}
 			}
 		}
@@ -70,6 +72,9 @@ func (w *walk) step() {
 	before := w.durable
 	lost := false
 	switch n := w.rng.IntN(100); {
+	case n < 4 && w.p.Different && w.chance(50):
+		w.stick = fmt.Sprint(1 + w.rng.IntN(w.next)) // an old one again
+		w.say("a stick with %s, again", w.stick)
 	case n < 4:
 		w.stick = fmt.Sprint(w.next)
 		w.next++

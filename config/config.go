@@ -410,9 +410,8 @@ func patterns(to *[]string, v string) error {
 	if len(list) > maxPatterns {
 		return fmt.Errorf("%d patterns, at most %d are taken", len(list), maxPatterns)
 	}
-	for _, p := range list {
-		var clean string
-		if err := inside(&clean, p); err != nil {
+	for i, p := range list {
+		if err := inside(&list[i], p); err != nil {
 			return err
 		}
 		if _, err := path.Match(p, ""); err != nil {

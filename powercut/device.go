@@ -171,6 +171,7 @@ func (d *Device) Boot(on disk.Device, end status.Reason, o Observer) (*Boot, err
 	u.Clock, u.RescueRetry = clock, d.Config.Rescue.Retry
 	if !d.NoSource {
 		u.Outside = &sticks{d: d, clock: clock}
+		u.Waits, u.Files, u.Require = d.Config.USB.Policy == "rescue-only", d.Config.USB.Files, d.Config.USB.Require
 	}
 	b.Started, err = u.Boot(ctx, end)
 	b.Damaged = doors.damaged

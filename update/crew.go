@@ -151,7 +151,7 @@ func (d *Device) run(ctx context.Context, role string, j *job, src Source, slot 
 
 // scan looks for bundles, keyrings and revocation lists on a source.
 func (d *Device) scan(ctx context.Context, src Source) (*answer, error) {
-	a, err := d.run(ctx, RoleScan, &job{Lone: src.Lone, Offset: src.Offset, Size: src.Size}, src, "", nil)
+	a, err := d.run(ctx, RoleScan, &job{Lone: src.Lone, Offset: src.Offset, Size: src.Size, Files: d.Files, Require: d.Require}, src, "", nil)
 	if err != nil {
 		return nil, err
 	}

@@ -25,6 +25,9 @@ type job struct {
 	Class string // install, seal, attest: image class of the slot
 	Parts []part // scan, check, install: what a bundle has to hold, no more and no less; the boot slots' class first
 
+	Files   []string // scan: path patterns of bundles, nil: bundleFiles
+	Require string   // scan: a file without which nothing is taken, "": none
+
 	// Which bundle; scan uses only where a lone one lies.
 	Lone         bool  // the source holds one bundle and no file system
 	Offset, Size int64 // of the partition with the file system, or of a lone bundle, in bytes on the source
@@ -151,6 +154,11 @@ func (j *job) encode() []byte {
 	e.raw(j.Manifest[:])
 	e.blob(j.Seal)
 	e.blob(j.Candidate)
+	e.u8(uint8(len(j.Files)))
+	for _, f := range j.Files {
+		e.str(f)
+	}
+	e.str(j.Require)
 	return e.b
 }
 
@@ -171,6 +179,10 @@ func decodeJob(b []byte) (*job, error) {
 	j.Lone = d.flag()
 	j.Offset, j.Size, j.Path, j.Manifest = d.i64(), d.i64(), d.str(), d.hash()
 	j.Seal, j.Candidate = d.blob(), d.blob()
+	for range d.u8() {
+		j.Files = append(j.Files, d.str())
+	}
+	j.Require = d.str()
 	if err := d.end(); err != nil {
 		return nil, fmt.Errorf("decode job: %w", err)
 	}

@@ -7,10 +7,12 @@
 package update
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"lifeboat/boot"
@@ -71,7 +73,10 @@ type Device struct {
 	// Children are the classes of slots that go with the boot slots.
 	Children []Child
 	Crew     Crew
-	Outside  Outside // nil: nothing outside can be looked at
+	Outside  Outside  // nil: nothing outside can be looked at
+	Waits    bool     // only rescue looks at it
+	Files    []string // path patterns of the bundles on a stick; nil: the default
+	Require  string   // a file without which a stick brings nothing; "": none
 	// Staging opens the partition where a bundle may be staged: ID, Name and Path. It is asked only when the record says that
 	// something is staged, and in rescue. nil: there is none.
 	Staging func() (Source, error)
@@ -119,9 +124,9 @@ func (d *Device) Boot(ctx context.Context, end status.Reason) (Started, error) {
 	}
 	d.load(ctx)
 	var look bool
-	d.state, look = boot.Begin(d.state, end, d.Outside != nil && d.readErr == nil, d.Policy)
+	d.state, look = boot.Begin(d.state, end, d.Outside != nil && !d.Waits && d.readErr == nil, d.Policy)
 	staged := d.state.Mark == boot.MarkStaged
-	if d.Outside != nil && !look {
+	if d.Outside != nil && !d.Waits && !look {
 		d.note("USB is skipped in this boot: it ended the last ones, or the state cannot be read")
 	}
 	d.phase("state")
@@ -337,11 +342,19 @@ func (d *Device) choose(ctx context.Context, sources []Source, rescue bool) bool
 		return false
 	}
 	d.settle(ctx)
-	for len(offers) > 0 {
-		best := -1
+	// Of equals the first by name is taken, then by the name of its stick.
+	slices.SortStableFunc(offers, func(a, b offer) int {
+		return cmp.Or(strings.Compare(a.Path, b.Path), strings.Compare(a.src.Name, b.src.Name))
+	})
+	for said := false; len(offers) > 0; said = true {
+		held := make([]boot.Offer, len(offers))
 		for i, o := range offers {
-			if d.takes(o, rescue) && (best < 0 || boot.Better(o.Offer, offers[best].Offer)) {
-				best = i
+			held[i] = o.Offer
+		}
+		best, verdicts := boot.Choose(d.state, held, rescue, d.Policy)
+		for i, v := range verdicts {
+			if !v.Take && !said {
+				d.declines(offers[i], v)
 			}
 		}
 		if best < 0 {
@@ -350,14 +363,7 @@ func (d *Device) choose(ctx context.Context, sources []Source, rescue bool) bool
 		if d.install(ctx, offers[best], rescue) {
 			return true
 		}
-		// The next best of what is left; what was refused or is not taken has been said.
-		taken := offers[:0:0]
-		for i, o := range offers {
-			if i != best && boot.Judge(d.state, o.Offer, rescue, d.Policy).Take {
-				taken = append(taken, o)
-			}
-		}
-		offers = taken
+		offers = slices.Delete(offers, best, best+1)
 	}
 	return false
 }
@@ -365,17 +371,21 @@ func (d *Device) choose(ctx context.Context, sources []Source, rescue bool) bool
 // takes judges a bundle and says why it is not taken.
 func (d *Device) takes(o offer, rescue bool) bool {
 	v := boot.Judge(d.state, o.Offer, rescue, d.Policy)
-	switch {
-	case v.Take:
-	case v.Code != 0:
-		d.refuse(o.Path, v.Code, v.Why)
-	default:
-		d.Say(o.Path + ": nothing to do: " + v.Why)
-	}
-	if !v.Take && o.src.Lone {
-		d.judgeStaged(v.Code, v.Wait)
+	if !v.Take {
+		d.declines(o, v)
 	}
 	return v.Take
+}
+
+func (d *Device) declines(o offer, v boot.Verdict) {
+	if v.Code != 0 {
+		d.refuse(o.Path, v.Code, v.Why)
+	} else {
+		d.Say(o.Path + ": nothing to do: " + v.Why)
+	}
+	if o.src.Lone {
+		d.judgeStaged(v.Code, v.Wait)
+	}
 }
 
 // offers scans the sources.

@@ -118,45 +118,71 @@ func (w *worker) options(n *news) bundle.Options {
 const (
 	maxBundles    = 8
 	maxTrustFiles = 8
+	maxVolumes    = 16
+	maxComplaints = 4  // about file systems
+	maxFolders    = 32 // that are read: a pattern may name many
 )
 
-// Folders in which bundles and trust files are looked for.
-var folders = []string{"/", "/updates"}
+// Where bundles and trust files are looked for, unless the configuration says otherwise for bundles.
+var (
+	bundleFiles = []string{"*.raucb", "updates/*.raucb"}
+	trustFiles  = []string{"*.keyring", "updates/*.keyring", "*.crl", "updates/*.crl"}
+)
 
-// volume is a file system on a source, and the files of its folders: what is hidden and folders are left out.
+// volume is a file system on a source, and what its folders list.
 type volume struct {
 	disk.Partition
 	*fat.FS
-	names []string
+	folders map[string][]fat.Entry
+	left    *int  // folders that may still be read of the source
+	err     error // of the first folder that could not be read
 }
 
-// list reads the folders, each once. Its error is that of the root; another folder may be missing.
-func (v *volume) list() (err error) {
-	for _, dir := range folders {
-		entries, e := v.ReadDir(dir)
-		if e != nil {
-			if dir == "/" {
-				err = verify.Refuse(verify.IO, "%w", e)
-			}
-			continue
-		}
-		for _, e := range entries {
-			// macOS puts an AppleDouble file beside every file on a stick.
-			if !e.Dir && !strings.HasPrefix(e.Name, "._") {
-				v.names = append(v.names, strings.TrimPrefix(path.Join(dir, e.Name), "/"))
-			}
+// list reads a folder, once.
+func (v *volume) list(dir string) []fat.Entry {
+	entries, known := v.folders[dir]
+	if !known && *v.left > 0 {
+		*v.left--
+		var err error
+		entries, err = v.ReadDir(dir)
+		v.folders[dir] = entries
+		if v.err == nil {
+			v.err = err
 		}
 	}
-	return err
+	return entries
 }
 
-// files calls f for the files of the source that have one of the endings, most at most.
-func (w *worker) files(volumes []volume, most int, endings []string, f func(v volume, name string) error) error {
+// match appends the files of the folder dir that a pattern names, in the form of path.Match, case ignored. Systems leave
+// files of their own on sticks: "._x" beside each x (macOS), what was thrown away in $RECYCLE.BIN and
+// .Trashes; a pattern that begins otherwise does not mean them.
+func (v *volume) match(to []string, dir, pattern string) []string {
+	first, rest, deeper := strings.Cut(pattern, "/")
+	first = strings.ToLower(first)
+	for _, e := range v.list(dir) {
+		name := strings.ToLower(e.Name)
+		if ok, _ := path.Match(first, name); !ok || e.Dir != deeper || strings.ContainsRune(".$", rune(name[0])) && name[0] != first[0] {
+			continue
+		}
+		if at := path.Join(dir, e.Name); len(to) > maxAnswers {
+			break // more than are looked at
+		} else if deeper {
+			to = v.match(to, at, rest)
+		} else if !slices.Contains(to, at) {
+			to = append(to, at)
+		}
+	}
+	return to
+}
+
+// files calls f for the files of the source that the patterns name, most at most.
+func (w *worker) files(volumes []*volume, most int, patterns []string, f func(v *volume, name string) error) error {
 	for _, v := range volumes {
-		for _, name := range v.names {
-			if !slices.Contains(endings, strings.ToLower(path.Ext(name))) {
-				continue
-			}
+		var names []string
+		for _, p := range patterns {
+			names = v.match(names, "", p)
+		}
+		for _, name := range names {
 			if most--; most < 0 {
 				return w.refuse(name, verify.Refuse(verify.Policy, "more files of its kind on one stick than are looked at"))
 			}
@@ -190,30 +216,33 @@ func (w *worker) scan(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var volumes []volume
+	var (
+		volumes []*volume
+		bad     []error
+		left    = maxFolders
+	)
 	for _, p := range parts {
 		fs, err := fat.Open(io.NewSectionReader(w.media.Source, p.Start, p.Size), p.Size)
-		if err != nil {
-			continue // another kind of file system: not ours to judge
+		switch {
+		case errors.Is(err, fat.ErrNotFAT): // another kind of file system: not ours to judge
+		case err != nil:
+			bad = append(bad, err)
+		case len(volumes) < maxVolumes:
+			volumes = append(volumes, &volume{Partition: p, FS: fs, folders: map[string][]fat.Entry{}, left: &left})
 		}
-		v := volume{Partition: p, FS: fs}
-		if err := v.list(); err != nil {
-			w.refuse("/", err)
-		}
-		volumes = append(volumes, v)
 	}
-	err = w.files(volumes, maxTrustFiles, []string{".keyring", ".crl"}, func(v volume, name string) error {
-		return w.trustFile(v, name, n)
-	})
-	if err != nil {
+	if err := w.bring(ctx, volumes, n); err != nil {
 		return err
 	}
-	err = w.files(volumes, maxBundles, []string{".raucb"}, func(v volume, name string) error {
-		b, err := w.openIn(ctx, v.FS, name, w.options(n))
-		return w.offer(b, err, Found{Offset: v.Start, Size: v.Size, Path: name}, n)
-	})
-	if err != nil {
-		return err
+	for _, v := range volumes {
+		if v.err != nil {
+			bad = append(bad, v.err)
+		}
+	}
+	for _, err := range bad[:min(len(bad), maxComplaints)] {
+		if err := w.refuse("/", verify.Refuse(verify.IO, "%w", err)); err != nil {
+			return err
+		}
 	}
 	if err := w.sendNews(n); err != nil {
 		return err
@@ -221,8 +250,29 @@ func (w *worker) scan(ctx context.Context) error {
 	return w.send(frameDone, nil)
 }
 
+// bring answers what lies on the file systems of a source, if it has the file that is required.
+func (w *worker) bring(ctx context.Context, volumes []*volume, n *news) error {
+	bundles := w.job.Files
+	if bundles == nil {
+		bundles = bundleFiles
+	}
+	if file := w.job.Require; file != "" && !slices.ContainsFunc(volumes, func(v *volume) bool { _, err := v.Open(file); return err == nil }) {
+		return w.files(volumes, 1, bundles, func(_ *volume, name string) error {
+			return w.refuse(name, verify.Refuse(verify.Policy, "nothing is taken from a stick without the file %s", file))
+		})
+	}
+	err := w.files(volumes, maxTrustFiles, trustFiles, func(v *volume, name string) error { return w.trustFile(v, name, n) })
+	if err != nil {
+		return err
+	}
+	return w.files(volumes, maxBundles, bundles, func(v *volume, name string) error {
+		b, err := w.openIn(ctx, v.FS, name, w.options(n))
+		return w.offer(b, err, Found{Offset: v.Start, Size: v.Size, Path: name}, n)
+	})
+}
+
 // trustFile takes in a file with keyrings or revocation lists.
-func (w *worker) trustFile(v volume, name string, n *news) error {
+func (w *worker) trustFile(v *volume, name string, n *news) error {
 	f, err := v.Open(name)
 	if err != nil {
 		return w.refuse(name, verify.Refuse(verify.IO, "open %s: %w", name, err))

@@ -105,7 +105,7 @@ func run() {
 	}
 	d.ended("modules")
 	d.show = newDisplay(d)
-	if list := filepath.Join(config.Dir, "modules.usb"); d.watch != nil && len(readTrimmed(list)) > 0 {
+	if list := filepath.Join(config.Dir, "modules.usb"); d.watch != nil && len(readTrimmed(list)) > 0 && d.cfg.USB.Policy != "off" {
 		d.usb = &sticks{d: d, modules: list}
 	}
 	end := d.lastEnd()
@@ -176,6 +176,7 @@ func (d *device) device() *update.Device {
 	}
 	if d.usb != nil {
 		u.Outside = d.usb
+		u.Waits, u.Files, u.Require = d.cfg.USB.Policy == "rescue-only", d.cfg.USB.Files, d.cfg.USB.Require
 	}
 	return u
 }
