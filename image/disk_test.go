@@ -56,11 +56,11 @@ func TestLayout(t *testing.T) {
 		{"devices and other labels", strings.NewReplacer("PARTLABEL=rootfs.0", "/dev/nvme0n1p2", "PARTLABEL=rootfs.1", "PARTLABEL=system-b").Replace(testConfig) +
 			"[state]\ndevice=/dev/nvme0n1p7\n[staging]\ndevice=/dev/disk/by-partlabel/drop\n", []Place{
 			{7, "state", 4 * mib, 8 * mib, ""},
-			{1, "drop", 16 * mib, 64 * mib, ""},
-			{2, "rootfs.0", 84 * mib, 64 * mib, "rootfs.0"},
-			{3, "system-b", 152 * mib, 64 * mib, "rootfs.1"},
-			{4, "data", 220 * mib, 4 * mib, ""},
-		}, 228 * mib},
+			{1, "drop", 16 * mib, 65 * mib, ""}, // a bundle for one slot
+			{2, "rootfs.0", 85 * mib, 64 * mib, "rootfs.0"},
+			{3, "system-b", 153 * mib, 64 * mib, "rootfs.1"},
+			{4, "data", 221 * mib, 4 * mib, ""},
+		}, 229 * mib},
 	} {
 		c, err := config.Parse([]byte(test.config))
 		if err != nil {

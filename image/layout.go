@@ -12,12 +12,13 @@ import (
 
 	"lifeboat/boot/raw"
 	"lifeboat/config"
+	"lifeboat/staging"
 )
 
 const (
 	// gap is left before, between and after partitions: flash loses neighbours of what it was writing.
 	gap = 4 * mib
-	// besideSize is how large staging and data are unless it is said.
+	// besideSize is how large staging and data are, at least, unless it is said.
 	besideSize = 64 * mib
 )
 
@@ -78,9 +79,17 @@ func layout(c *config.Config, sizes map[string]int64) ([]Place, int64, error) {
 	if state < raw.MinSize {
 		return nil, 0, fmt.Errorf("the state partition needs at least %d MiB", raw.MinSize/mib)
 	}
+	// A bundle for all classes, none of whose images could be made smaller, has room.
+	bundle := int64(0)
+	if c.StagingDevice != "" {
+		bundle = staging.Start
+		for class := range classes(c) {
+			bundle += sizes[class]
+		}
+	}
 	errs := []error{
 		add(c.StateDevice, stateLabel, "", state),
-		add(c.StagingDevice, stagingLabel, "", size(stagingLabel, besideSize)),
+		add(c.StagingDevice, stagingLabel, "", size(stagingLabel, max(besideSize, bundle))),
 	}
 	for _, s := range c.Slots {
 		n, ok := sizes[s.Class]
@@ -113,6 +122,15 @@ func layout(c *config.Config, sizes map[string]int64) ([]Place, int64, error) {
 		at += p.Size + gap
 	}
 	return places, at, nil
+}
+
+// classes are those of the slots.
+func classes(c *config.Config) map[string]bool {
+	all := map[string]bool{}
+	for _, s := range c.Slots {
+		all[s.Class] = true
+	}
+	return all
 }
 
 // splitDevice takes /dev/vda2 apart into vda and 2, /dev/nvme0n1p3 into nvme0n1 and 3.

@@ -100,7 +100,7 @@ func Final(r *status.Report) string {
 	switch {
 	case len(r.Installed) > 0:
 		i := r.Installed[len(r.Installed)-1]
-		p.title(status.FinishedLine(i.Version))
+		p.title(status.FinishedLine(i))
 		p.line("It is in %s and is started now. If it does not prove itself, this device goes", status.SlotName(i.Slot, i.Bootname))
 		p.line("back to the system that it had.")
 	case len(r.Refused) > 0:
@@ -310,7 +310,7 @@ func Report(d Device, r *status.Report, s status.State) string {
 	switch {
 	case len(r.Installed) > 0:
 		i := r.Installed[len(r.Installed)-1]
-		p.line("%s (%s to %s)", capital(status.FinishedLine(i.Version)), i.File, status.SlotName(i.Slot, i.Bootname))
+		p.line("%s (%s to %s)", capital(status.FinishedLine(i)), i.File, status.SlotName(i.Slot, i.Bootname))
 	case len(r.Refused) > 0:
 		p.line("No update.")
 	}

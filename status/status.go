@@ -269,9 +269,16 @@ func FallbackLine(from, to string, r Reason) string {
 
 func RescueLine(r Reason) string { return "rescue reason=" + r.String() }
 
-// FinishedLine is for who put the stick in.
-func FinishedLine(version string) string {
-	return "update to " + version + " finished, remove the stick"
+// StagedFile is how a bundle is called that was staged.
+const StagedFile = "staged bundle"
+
+// FinishedLine is for who put the stick in, if there was one.
+func FinishedLine(i Installed) string {
+	line := "update to " + i.Version + " finished"
+	if i.File != StagedFile {
+		line += ", remove the stick"
+	}
+	return line
 }
 
 func StartingLine(init string) string { return "starting " + init }

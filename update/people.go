@@ -30,7 +30,7 @@ func (d *Device) step(s Step, version, slot string) {
 func (d *Device) ended(installed, refused bool) {
 	switch {
 	case installed:
-		d.Say(status.FinishedLine(d.Report.Installed[len(d.Report.Installed)-1].Version))
+		d.Say(status.FinishedLine(d.Report.Installed[len(d.Report.Installed)-1]))
 		d.step(Finished, "", "")
 	case refused:
 		d.step(Failed, "", "")

@@ -17,6 +17,7 @@ import (
 	"lifeboat/fat"
 	"lifeboat/slots"
 	"lifeboat/staging"
+	"lifeboat/status"
 	"lifeboat/verify"
 )
 
@@ -290,9 +291,6 @@ func (w *worker) trustFile(v *volume, name string, n *news) error {
 	return nil
 }
 
-// loneName is how a bundle is called that has no file name.
-const loneName = "staged bundle"
-
 // scanLone answers what the only bundle of a source is.
 func (w *worker) scanLone(ctx context.Context) error {
 	at := staging.Area{Offset: w.job.Offset, Size: w.job.Size}
@@ -307,7 +305,7 @@ func (w *worker) scanLone(ctx context.Context) error {
 		return err
 	}
 	b, err := w.openLone(ctx, at, w.options(n))
-	if err := w.offer(b, err, Found{Offset: at.Offset, Size: at.Size, Path: loneName}, n); err != nil {
+	if err := w.offer(b, err, Found{Offset: at.Offset, Size: at.Size, Path: status.StagedFile}, n); err != nil {
 		return err
 	}
 	if err := w.sendNews(n); err != nil {
