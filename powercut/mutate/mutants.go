@@ -13,6 +13,7 @@ type change struct{ old, new string }
 var nets = []struct{ name, pkg, run string }{
 	{"crash simulator", "./powercut", "^(TestLostWrite|TestReset|TestNewestLost|TestFaults|TestCollateral|TestFiftyCuts|TestRandomDepth)$"},
 	{"crash simulator", "./boot/raw", "."},
+	{"crash simulator", "./staging", "."},
 	{"torn seals", "./slots", "^TestSeal"},
 	{"groups that do not belong together", "./powercut", "^TestGroup"},
 	{"crash simulator", "./powercut", "^TestCrash$"},
@@ -38,16 +39,24 @@ var mutants = []mutant{
 		"if err := s.dev.Flush(); err != nil {\n\t\t\treturn st, fmt.Errorf(\"flush state", "if err := s.dev.Flush(); false {\n\t\t\treturn st, fmt.Errorf(\"flush state",
 	}}},
 
+	{"a header says that what is staged is whole, and that is not flushed", "staging/staging.go", []change{{
+		"			if err := dev.Flush(); err != nil {\n\t\t\t\treturn Area{}, fmt.Errorf(\"flush what was staged: %w\", err)\n\t\t\t}\n\t\t\treturn w.header", "			return w.header",
+	}}},
+	{"what was staged is written over while a header says that it is whole", "staging/staging.go", []change{{"if err := w.begin(done, stays); err != nil {", "if err := error(nil); err != nil {"}}},
+
 	// What is written at all.
 	{"the old seal is not wiped", "update/update.go", []change{{"if err := d.Slots.Wipe(m); err != nil {", "if err := error(nil); err != nil {"}}},
 	{"the install is not noted", "update/update.go", []change{{
 		"if !d.keep(o, boot.Note(d.state, t.Slot, o.Offer, d.Policy), rescue) {", "if false {",
 	}}},
-	{"no mark before a stick is read", "update/update.go", []change{{"if look && d.commit(d.state) {", "if look {"}}},
+	{"no mark before a stick is read", "update/update.go", []change{{"if (look || staged) && d.commit(d.state) {", "if look || staged {"}}},
 	{"one copy of a record that forbids something", "boot/raw/raw.go", []change{{"times = 2", "times = 1"}}},
 	{"the newest copy of the record is overwritten", "boot/raw/raw.go", []change{{
 		"if _, err := s.dev.WriteAt(b, s.offset(1-s.copy)); err != nil {", "if _, err := s.dev.WriteAt(b, s.offset(s.copy)); err != nil {",
 	}}},
+
+	{"what is staged is written over by what is to replace it", "staging/staging.go", []change{{"	if stays.Size > 0 {\n\t\tafter :=", "	if false {\n\t\tafter :="}}},
+	{"what was installed is still staged", "boot/install.go", []change{{"	if s.isStaged(seal.Manifest) {", "	if false {"}}},
 
 	// Checks.
 	{"the record's CRC is not looked at", "boot/record.go", []change{{"recordCRC(b) != binary", "false && recordCRC(b) != binary"}}},
