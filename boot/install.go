@@ -87,6 +87,15 @@ func Judge(s State, o Offer, rescue bool, p Policy) Verdict {
 	return Verdict{Take: true}
 }
 
+// JudgeRunning is Judge for a bundle that somebody asks for while the system of a slot runs: one that is still on trial has
+// to be confirmed first (rule 12).
+func JudgeRunning(s State, o Offer, running string, p Policy) Verdict {
+	if !s.Entry(running).Good {
+		return Verdict{Code: 31, Why: "the system that runs is on trial: it has to be confirmed first (bootcount good)"}
+	}
+	return Judge(s, o, false, p)
+}
+
 // waits reports whether a system lies behind others that are older and has never been started: its install was taken for
 // failed, because its seal could not be read back, and it was there all the same. It gets what an install gives it
 // (rule 9).
@@ -259,6 +268,13 @@ func Refuse(s State, o Offer, wiped, seen bool, code int, p Policy) State {
 		s.Staged = Staged{}
 	}
 	s.log(p, status.EventRefused, target, status.None, code, o.Manifest)
+	return s
+}
+
+// Denied writes into the history that a bundle that somebody asked for was refused before anything was touched.
+func Denied(s State, o Offer, code int, p Policy) State {
+	s = s.Clone()
+	s.log(p, status.EventRefused, "", status.None, code, o.Manifest)
 	return s
 }
 

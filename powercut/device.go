@@ -265,6 +265,24 @@ func (d *Device) SayEnded(on disk.Device, slot string, each func(boot.State)) er
 	})
 }
 
+// Install is `bootcount install` of a bundle in the running system of a slot; meanwhile, where it is not nil, is what the
+// rest of the system does just before the image is written and when half of it is. It returns what the console said.
+func (d *Device) Install(on disk.Device, running string, bundle Medium, each func(boot.State), meanwhile func()) (lines []string, err error) {
+	return d.install(context.Background(), &doors{d: d, on: on, file: bundle, meanwhile: meanwhile, told: Observer{Committed: each}}, running)
+}
+
+func (d *Device) install(ctx context.Context, doors *doors, running string) (lines []string, err error) {
+	b := &Boot{}
+	u, err := d.update(doors, b)
+	if err != nil {
+		return nil, err
+	}
+	u.Clock = &clock{}
+	u.Lock = func() (func(), error) { return func() {}, nil }
+	err = u.Install(ctx, update.Source{Name: "bundle", Path: "bundle", Asked: true, Lone: true, Size: doors.file.Size()}, running)
+	return b.Lines, err
+}
+
 func (d *Device) change(on disk.Device, each func(boot.State), how func(boot.State) (boot.State, error)) error {
 	store, err := raw.New(d.section(on, "state"))
 	if err != nil {
@@ -345,6 +363,10 @@ type doors struct {
 	on      disk.Device
 	told    Observer
 	damaged []string
+
+	file      Medium                  // what is not the stick
+	meanwhile func()                  // while an image is written; may be nil
+	ends      func(role string) error // makes a worker end badly; may be nil
 }
 
 func (r *doors) slot(name string) disk.Device { return r.d.section(r.on, name) }
@@ -403,12 +425,20 @@ func (r *doors) Run(ctx context.Context, role string, input []byte, src update.S
 	var m update.Media
 	if src.Path != "" {
 		medium := r.d.Stick
-		if src.Path == stagingPart {
+		switch {
+		case src.Path == stagingPart:
 			medium = r.d.section(r.on, stagingPart)
+		case r.file != nil:
+			medium = r.file
 		}
 		m.Source, m.SourceSize = medium, medium.Size()
 		if r.told.Outside != nil {
 			r.told.Outside()
+		}
+	}
+	if r.ends != nil {
+		if err := r.ends(role); err != nil {
+			return err
 		}
 	}
 	switch role {
@@ -417,6 +447,15 @@ func (r *doors) Run(ctx context.Context, role string, input []byte, src update.S
 			return errBadWorker
 		}
 		m.Slot = r.slot(slot)
+		if r.meanwhile != nil {
+			r.meanwhile()
+			var once sync.Once
+			send := frame
+			frame = func(kind byte, body []byte) error {
+				once.Do(r.meanwhile)
+				return send(kind, body)
+			}
+		}
 	case update.RoleSeal, update.RoleAttest:
 		m.SlotReader, m.SlotSize = r.slot(slot), r.slot(slot).Size()
 	}

@@ -82,7 +82,7 @@ func FuzzAnswer(f *testing.F) {
 
 // FuzzJob: a job that decodes is the one that was encoded.
 func FuzzJob(f *testing.F) {
-	j := &job{Trust: Trust{Keyring: []byte("PEM"), Compatible: "c", Purpose: "codesign", Stored: []byte("s"), Pending: []byte("p"), Role: "release", Serial: "4711", RequireCRL: true, Formats: []string{"verity"}, RequireSigned: true, Floor: 7}, Class: "rootfs", Parts: []part{{"rootfs", 9}, {"appfs", 10}}, Offset: 1, Size: 2, Path: "a.raucb", Manifest: boot.Hash{1}, Seal: []byte{1}, Candidate: []byte("c"), Files: []string{"*.raucb", "a/*.b"}, Require: "key"}
+	j := &job{Trust: Trust{Keyring: []byte("PEM"), Compatible: "c", Purpose: "codesign", Stored: []byte("s"), Pending: []byte("p"), Role: "release", Serial: "4711", RequireCRL: true, Formats: []string{"verity"}, RequireSigned: true, Floor: 7}, Class: "rootfs", Parts: []part{{"rootfs", 9}, {"appfs", 10}}, Rate: 4, Lone: true, Offset: 1, Size: 2, Path: "a.raucb", Manifest: boot.Hash{1}, Seal: []byte{1}, Candidate: []byte("c"), Files: []string{"*.raucb", "a/*.b"}, Require: "key"}
 	f.Add(j.encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		j, err := decodeJob(b)

@@ -137,7 +137,7 @@ func (a *answer) take(kind byte, body []byte, progress func(done, total int64)) 
 func (d *Device) run(ctx context.Context, role string, j *job, src Source, slot string, progress func(done, total int64)) (*answer, error) {
 	j.Trust = d.Trust
 	j.Trust.Floor = max(j.Trust.Floor, d.state.Floors.Time, d.Policy.Floors.Time)
-	j.Class, j.Parts = d.class(slot), d.parts()
+	j.Class, j.Parts, j.Rate = d.class(slot), d.parts(), d.Rate
 	a := &answer{}
 	err := d.Crew.Run(ctx, role, j.encode(), src, slot, func(kind byte, body []byte) error { return a.take(kind, body, progress) })
 	if err != nil {

@@ -27,6 +27,7 @@ type job struct {
 
 	Files   []string // scan: path patterns of bundles, nil: bundleFiles
 	Require string   // scan: a file without which nothing is taken, "": none
+	Rate    int64    // bytes per second that are read or written at most; 0: any
 
 	// Which bundle; scan uses only where a lone one lies.
 	Lone         bool  // the source holds one bundle and no file system
@@ -147,6 +148,7 @@ func (j *job) encode() []byte {
 		e.str(p.Class)
 		e.i64(p.Room)
 	}
+	e.i64(j.Rate)
 	e.flag(j.Lone)
 	e.i64(j.Offset)
 	e.i64(j.Size)
@@ -176,6 +178,7 @@ func decodeJob(b []byte) (*job, error) {
 	for range d.u8() {
 		j.Parts = append(j.Parts, part{d.str(), d.i64()})
 	}
+	j.Rate = d.i64()
 	j.Lone = d.flag()
 	j.Offset, j.Size, j.Path, j.Manifest = d.i64(), d.i64(), d.str(), d.hash()
 	j.Seal, j.Candidate = d.blob(), d.blob()

@@ -197,17 +197,18 @@ func (d *Device) renewTrust(ctx context.Context, candidate []byte) {
 	if b == nil {
 		return
 	}
-	file, err := d.Store.SaveTrust(b, d.state.Trust)
-	if err != nil {
-		d.note(err.Error())
-		return
-	}
 	trial := k.Next > k.Now
-	s := boot.Trusted(d.state, file, k.Newest, d.Policy)
-	if trial {
-		s = boot.TrustOnTrial(d.state, file)
-	}
-	if !d.commit(s) {
+	if !d.amend(func(s boot.State) (boot.State, bool) {
+		file, err := d.Store.SaveTrust(b, s.Trust)
+		if err != nil {
+			d.note(err.Error())
+			return s, false
+		}
+		if trial {
+			return boot.TrustOnTrial(s, file), true
+		}
+		return boot.Trusted(s, file, k.Newest, d.Policy), true
+	}) {
 		return
 	}
 	if trial {

@@ -98,6 +98,11 @@ type Device struct {
 	Report *status.Report // what happened is added to it
 	Clock  Clock          // nil: the machine's
 
+	// Lock keeps other writers of the record away until unlock is called; nil where there are none, in early boot.
+	Lock func() (unlock func(), err error)
+	Rate int64 // bytes per second that a worker reads or writes at most; 0: as fast as it goes
+
+	running  string        // slot whose system runs; "" in early boot
 	reason   status.Reason // why the device is in rescue
 	state    boot.State
 	facts    boot.Facts
@@ -117,11 +122,7 @@ type Started struct {
 // Boot runs the whole sequence and returns when a slot has been started, or ctx has ended. end is how the last boot
 // ended as far as the hardware knows.
 func (d *Device) Boot(ctx context.Context, end status.Reason) (Started, error) {
-	d.facts = boot.Facts{Seals: map[string]boot.Seal{}, Failed: map[string]status.Reason{}, Prefer: d.Prefer, Rescue: d.Rescue, Chance: d.Chance}
-	d.geometry = map[string]slots.Facts{}
-	if d.Clock == nil {
-		d.Clock = machineClock{}
-	}
+	d.prepare()
 	d.load(ctx)
 	var look bool
 	d.state, look = boot.Begin(d.state, end, d.Outside != nil && !d.Waits && d.readErr == nil, d.Policy)
@@ -147,6 +148,14 @@ func (d *Device) Boot(ctx context.Context, end status.Reason) (Started, error) {
 		d.wait(ctx)
 	}
 	return Started{}, ctx.Err()
+}
+
+func (d *Device) prepare() {
+	d.facts = boot.Facts{Seals: map[string]boot.Seal{}, Failed: map[string]status.Reason{}, Prefer: d.Prefer, Rescue: d.Rescue, Chance: d.Chance}
+	d.geometry = map[string]slots.Facts{}
+	if d.Clock == nil {
+		d.Clock = machineClock{}
+	}
 }
 
 func (d *Device) phase(name string) {
@@ -222,7 +231,7 @@ func (d *Device) learn(slot string, s boot.Seal) {
 // settle brings the entries in line with the slots, reading what has to be read.
 func (d *Device) settle(ctx context.Context) {
 	for {
-		s, look, attest := boot.Settle(d.state, d.facts, d.Policy)
+		s, look, attest := d.settled(d.state)
 		switch {
 		case len(look) > 0:
 			d.look(ctx, look)
@@ -445,7 +454,7 @@ func (d *Device) target(ctx context.Context, o boot.Offer) boot.TargetChoice {
 		}
 		d.look(ctx, unseen)
 		d.settle(ctx)
-		t := boot.Target(d.state, d.facts, o, "", d.Policy)
+		t := boot.Target(d.state, d.facts, o, d.running, d.Policy)
 		if len(t.Attest) == 0 || ctx.Err() != nil {
 			return t
 		}
@@ -487,17 +496,22 @@ func (d *Device) install(ctx context.Context, o offer, rescue bool) bool {
 	if rescue {
 		d.facts.Fresh = t.Slot
 	}
-	d.Say(status.InstalledLine(o.Offer.Version, d.Name(t.Slot)))
-	d.Report.Installed = append(d.Report.Installed, status.Installed{
-		File: o.Path, Version: o.Offer.Version, Slot: t.Slot, Bootname: d.Bootname(t.Slot), ManifestHash: o.Offer.Manifest.String(),
-	})
+	d.installed(o, t.Slot)
 	return true
 }
 
+func (d *Device) installed(o offer, slot string) {
+	d.Say(status.InstalledLine(o.Offer.Version, d.Name(slot)))
+	d.Report.Installed = append(d.Report.Installed, status.Installed{
+		File: o.Path, Version: o.Offer.Version, Slot: slot, Bootname: d.Bootname(slot), ManifestHash: o.Offer.Manifest.String(),
+	})
+}
+
 const (
-	codePayload = 30
-	codePolicy  = 31
-	codeIO      = 40
+	codeMalformed = 20
+	codePayload   = 30
+	codePolicy    = 31
+	codeIO        = 40
 )
 
 // keep commits a step of an install. In rescue a device whose state partition is dead is repaired all the same: the
@@ -548,6 +562,8 @@ func (d *Device) write(ctx context.Context, o offer, slot string) bool {
 		var err error
 		att, seals[i] = d.attest(ctx, m, true, seals[i])
 		switch {
+		case ctx.Err() != nil:
+			err = ctx.Err()
 		case att.Seal.Status != boot.SealValid || att.Seal.Whole != boot.WholeRight:
 			err = Refusal{Path: o.Path, Code: codeIO, Text: "what was read back from the slot is not what was written"}
 		case att.Seal.Manifest != o.Offer.Manifest:
@@ -565,7 +581,7 @@ func (d *Device) write(ctx context.Context, o offer, slot string) bool {
 		}
 	}
 	d.facts.Seals[slot] = att.Seal
-	d.look(ctx, []string{slot})
+	d.look(context.WithoutCancel(ctx), []string{slot}) // it is done: nobody stops it any more
 	if s := d.facts.Seals[slot]; s.Status != boot.SealValid || s.Manifest != o.Offer.Manifest {
 		d.failed(o, Refusal{Path: o.Path, Code: codeIO, Text: "the seal that was read back from the slot is not what was written"}, true)
 		return false
@@ -581,9 +597,15 @@ func (d *Device) failed(o offer, err error, wiped bool) {
 	if errors.As(err, &r) {
 		code, text = r.Code, withHint(r)
 	}
+	if errors.Is(err, context.Canceled) {
+		text = "it was stopped"
+	}
 	d.refuse(o.Path, code, text)
-	s := boot.Refuse(d.state, o.Offer, wiped, errors.Is(err, errWorker), code, d.Policy)
-	if !(wiped || errors.Is(err, errWorker)) || !d.commit(s) {
-		d.state = s // becomes durable with the boot's own record
+	seen := errors.Is(err, errWorker) && !errors.Is(err, context.Canceled) // who stops an install accuses nobody
+	refuse := func(s boot.State) (boot.State, bool) {
+		return boot.Refuse(s, o.Offer, wiped, seen, code, d.Policy), true
+	}
+	if !(wiped || seen || d.running != "") || !d.amend(refuse) {
+		d.state, _ = refuse(d.state) // becomes durable with the boot's own record
 	}
 }

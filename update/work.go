@@ -42,6 +42,12 @@ func Work(ctx context.Context, role string, input []byte, m Media, send func(kin
 	if m.Source != nil {
 		w.media.Source = &beat{r: m.Source, w: w}
 	}
+	if m.SlotReader != nil && j.Rate > 0 {
+		w.media.SlotReader = &beat{r: m.SlotReader, w: w}
+	}
+	if m.Slot != nil && j.Rate > 0 {
+		w.media.Slot = &slowSlot{m.Slot, w}
+	}
 	switch role {
 	case RoleScan:
 		err = w.scan(ctx)
@@ -72,6 +78,7 @@ type worker struct {
 	mu          sync.Mutex
 	last        time.Time // when progress was sent
 	done, total int64
+	due         time.Time // when all that was read and written would have been at job.Rate
 }
 
 // beat says that the worker lives while it reads a slow source.
@@ -84,8 +91,39 @@ func (b *beat) ReadAt(p []byte, off int64) (int, error) {
 	n, err := b.r.ReadAt(p, off)
 	if err == nil {
 		b.w.alive()
+		b.w.pace(n)
 	}
 	return n, err
+}
+
+// slowSlot is a target that is written no faster than the job says.
+type slowSlot struct {
+	disk.Device
+	w *worker
+}
+
+func (s *slowSlot) WriteAt(p []byte, off int64) (int, error) {
+	n, err := s.Device.WriteAt(p, off)
+	s.w.pace(n)
+	return n, err
+}
+
+// pace waits until n more bytes are due at the job's rate, and says meanwhile that the worker lives.
+func (w *worker) pace(n int) {
+	if w.job.Rate <= 0 {
+		return
+	}
+	w.mu.Lock()
+	w.due = w.due.Add(time.Duration(float64(n) / float64(w.job.Rate) * float64(time.Second)))
+	if now := time.Now(); w.due.Before(now) {
+		w.due = now
+	}
+	due := w.due
+	w.mu.Unlock()
+	for left := time.Until(due); left > 0; left = time.Until(due) {
+		time.Sleep(min(left, time.Second))
+		w.alive()
+	}
 }
 
 // progress tells PID 1 how far the work is.

@@ -93,7 +93,7 @@ func TestDoctor(t *testing.T) {
 				t.Fatal(err)
 			}
 			if tt.report != nil {
-				s, err := open(filepath.Join(dir, "run"))
+				s, err := read(filepath.Join(dir, "run"))
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -1,5 +1,5 @@
 // Command bootcount is the running system's side of lifeboat: it says that the system is well, gives a slot up, wishes
-// for another one, and shows what early boot did.
+// for another one, installs a bundle, and shows what early boot did. It is also its own confined worker.
 package main
 
 import (
@@ -21,69 +21,121 @@ import (
 	"lifeboat/boot"
 	"lifeboat/boot/raw"
 	"lifeboat/config"
+	"lifeboat/confine"
 	"lifeboat/disk"
 	"lifeboat/status"
+	"lifeboat/update/crew"
 )
 
 const usage = `usage: bootcount status [--json]     what early boot did, and the boot state now
+       bootcount history [--json]      installs, boots, ends, fallbacks and refusals
        bootcount good                  this system is well: its count is cleared
        bootcount bad [--force] [SLOT]  give a slot up; default is the running one
        bootcount next SLOT             boot that slot once, at the next boot
+       bootcount install [--json] [--rate=BYTES] BUNDLE|-
+                                       write another slot while this system runs; the next boot tries it.
+                                       --rate=4M: at most so many bytes per second
        bootcount deadline [--reboot]   ends the trial of a system that did not say good in [fallback] trial-deadline=
                                        (lifeboat-trial.timer asks every few seconds)
        bootcount ended                 a system on trial goes down in order (lifeboat-ended.service says so at shutdown)
        bootcount doctor                what keeps this device from coming back by itself, and how to fix it
-A slot is named rootfs.0 or by its bootname. Exit status: 0 ok, 1 failure, 2 usage.
+A slot is named rootfs.0 or by its bootname. Exit status: 0 ok, 1 failure, 2 usage; of install also the code of a refusal
+(20 to 40), and 130 when it was stopped.
 `
 
 var errUsage = errors.New("usage")
 
+// exit is an error with an exit status of its own; said: people know of it already.
+type exit struct {
+	status int
+	said   bool
+	err    error
+}
+
+func (e *exit) Error() string { return e.err.Error() }
+func (e *exit) Unwrap() error { return e.err }
+
 func main() {
-	err := run(os.Args[1:], status.Dir, os.Stdout)
+	if j := confine.Child(); j != nil {
+		j.Exit(crew.Work(j))
+	}
+	os.Exit(exitStatus(run(os.Args[1:], status.Dir, os.Stdout)))
+}
+
+// exitStatus says what went wrong and returns the status to exit with.
+func exitStatus(err error) int {
+	var e *exit
 	switch {
+	case err == nil:
+		return 0
 	case errors.Is(err, errUsage):
 		fmt.Fprint(os.Stderr, usage)
-		os.Exit(2)
-	case err != nil:
-		fmt.Fprintln(os.Stderr, "bootcount:", err)
-		os.Exit(1)
+		return 2
+	case errors.As(err, &e):
+		if !e.said {
+			fmt.Fprintln(os.Stderr, "bootcount:", err)
+		}
+		return e.status
 	}
+	fmt.Fprintln(os.Stderr, "bootcount:", err)
+	return 1
+}
+
+// commands are what may be said: the fewest and the most arguments, and the options.
+var commands = map[string]struct {
+	least, most int
+	options     []string
+}{
+	"status": {0, 0, []string{"json"}}, "history": {0, 0, []string{"json"}}, "good": {}, "bad": {0, 1, []string{"force"}}, "next": {1, 1, nil},
+	"install": {1, 1, []string{"json", "rate="}}, "deadline": {0, 0, []string{"reboot"}}, "ended": {}, "doctor": {},
 }
 
 func run(args []string, dir string, out io.Writer) error {
 	if len(args) == 0 {
 		return errUsage
 	}
-	options := map[string]bool{}
+	c, known := commands[args[0]]
+	options := map[string]string{}
 	var rest []string
 	for _, a := range args[1:] {
-		if name, ok := strings.CutPrefix(a, "--"); ok {
-			options[name] = true
-		} else {
+		name, ok := strings.CutPrefix(a, "--")
+		if !ok {
 			rest = append(rest, a)
+			continue
 		}
-	}
-	allowed := map[string]string{"status": "json", "bad": "force", "deadline": "reboot"}
-	for name := range options {
-		if allowed[args[0]] != name {
+		name, value, with := strings.Cut(name, "=")
+		if with && value == "" || !with && !slices.Contains(c.options, name) || with && !slices.Contains(c.options, name+"=") {
 			return errUsage
 		}
+		options[name] = value
 	}
-	most := map[string]int{"status": 0, "good": 0, "bad": 1, "next": 1, "deadline": 0, "ended": 0, "doctor": 0}
-	n, known := most[args[0]]
-	if !known || len(rest) > n || args[0] == "next" && len(rest) == 0 {
+	_, asJSON := options["json"]
+	if !known || len(rest) < c.least || len(rest) > c.most {
 		return errUsage
 	}
 	if args[0] == "doctor" {
 		return doctor(dir, "/", time.Now(), out)
 	}
-	s, err := open(dir)
+	s, err := read(dir)
 	if err != nil {
 		return err
 	}
+	if args[0] == "install" {
+		rate, err := bytesOf(options["rate"])
+		if err != nil {
+			return err
+		}
+		return s.install(out, rest[0], rate, asJSON)
+	}
+	if err := s.lock(); err != nil {
+		return err
+	}
 	defer s.close()
-	if args[0] == "status" {
-		return s.show(out, options["json"])
+	switch args[0] {
+	case "status":
+		return s.show(out, asJSON)
+	case "history":
+		return s.history(out, asJSON)
 	}
 	slot := s.report.Booted.Slot
 	if len(rest) > 0 {
@@ -94,18 +146,21 @@ func run(args []string, dir string, out io.Writer) error {
 		slot = c.Name
 	}
 	if args[0] == "deadline" {
-		return s.deadline(out, options["reboot"])
+		_, restart := options["reboot"]
+		return s.deadline(out, restart)
 	}
 	if args[0] == "ended" {
 		if _, changed := boot.Ended(s.state, slot); !changed || s.store == nil {
 			return nil // nothing that has to be known
 		}
 	}
-	return s.change(out, args[0], slot, options["force"])
+	_, force := options["force"]
+	return s.change(out, args[0], slot, force)
 }
 
-// session is the boot state as the running system sees it, locked against other writers.
+// session is the boot state as the running system sees it.
 type session struct {
+	dir    string
 	report status.Report
 	cfg    *config.Config
 	policy boot.Policy
@@ -114,8 +169,9 @@ type session struct {
 	state  boot.State
 }
 
-func open(dir string) (*session, error) {
-	s := &session{}
+// read reads what early boot left.
+func read(dir string) (*session, error) {
+	s := &session{dir: dir}
 	b, err := os.ReadFile(filepath.Join(dir, "boot.json"))
 	if err != nil {
 		return nil, fmt.Errorf("this system was not started by lifeboat: %w", err)
@@ -130,22 +186,34 @@ func open(dir string) (*session, error) {
 		return nil, fmt.Errorf("system.conf: %w", err)
 	}
 	s.policy = boot.PolicyOf(s.cfg, s.report.State.Floors.Time)
+	return s, nil
+}
+
+// open opens the state partition, where there is one. Nothing of it is read.
+func (s *session) open() (err error) {
 	if s.report.StateDev == "" {
-		return s, nil
+		return nil
 	}
 	if s.dev, err = disk.Open(s.report.StateDev, true); err != nil {
-		return nil, err
+		return err
+	}
+	s.store, err = raw.New(s.dev)
+	return err
+}
+
+// lock opens the state, keeps other writers away until close, and loads it.
+func (s *session) lock() error {
+	if err := s.open(); err != nil || s.store == nil {
+		return err
 	}
 	if err := unix.Flock(int(s.dev.File().Fd()), unix.LOCK_EX); err != nil {
-		return nil, fmt.Errorf("lock %s: %w", s.report.StateDev, err)
+		return fmt.Errorf("lock %s: %w", s.report.StateDev, err)
 	}
-	if s.store, err = raw.New(s.dev); err != nil {
-		return nil, err
-	}
+	var err error
 	if s.state, _, err = s.store.Load(); err != nil {
-		return nil, fmt.Errorf("read the boot state on %s: %w", s.report.StateDev, err)
+		return fmt.Errorf("read the boot state on %s: %w", s.report.StateDev, err)
 	}
-	return s, nil
+	return nil
 }
 
 func (s *session) close() {
@@ -156,13 +224,21 @@ func (s *session) close() {
 
 func (s *session) name(slot string) string { return status.SlotName(slot, s.policy.Bootname(slot)) }
 
-// change makes one record.
-func (s *session) change(out io.Writer, what, slot string, force bool) error {
-	if s.store == nil {
+// writable says why the state cannot be written by this program.
+func (s *session) writable() error {
+	if s.report.StateDev == "" {
 		return errors.New("this device has no state partition that could be written")
 	}
 	if s.report.State.Format < boot.Format {
 		return fmt.Errorf("/init reads state records of format %d, this program writes %d: update the initramfs first", s.report.State.Format, boot.Format)
+	}
+	return nil
+}
+
+// change makes one record.
+func (s *session) change(out io.Writer, what, slot string, force bool) error {
+	if err := s.writable(); err != nil {
+		return err
 	}
 	var next boot.State
 	var err error

@@ -20,13 +20,8 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		// bootcount as it is, with its folder below the script's own.
 		"bootcount": func() {
-			switch err := run(os.Args[1:], filepath.Join(os.Getenv("WORK"), "run"), os.Stdout); {
-			case errors.Is(err, errUsage):
-				fmt.Fprint(os.Stderr, usage)
-				os.Exit(2)
-			case err != nil:
-				fmt.Fprintln(os.Stderr, "bootcount:", err)
-				os.Exit(1)
+			if code := exitStatus(run(os.Args[1:], filepath.Join(os.Getenv("WORK"), "run"), os.Stdout)); code != 0 {
+				os.Exit(code)
 			}
 		},
 		// device makes what early boot leaves: A (1.0) good, B (2.0) started on trial; an argument is added to system.conf.

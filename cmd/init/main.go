@@ -147,7 +147,7 @@ func (d *device) configure() error {
 	}
 	built, _ := strconv.ParseInt(readTrimmed(filepath.Join(config.Dir, "build")), 10, 64)
 	d.trust = update.TrustOf(d.cfg, d.keyring, built)
-	d.trust.Serial = serial()
+	d.trust.Serial = crew.Serial()
 	return nil
 }
 
@@ -192,16 +192,6 @@ func (d *device) slotName(slot string) string { return status.SlotName(slot, d.b
 func (d *device) bootname(slot string) string {
 	s, _ := d.cfg.SlotByName(slot)
 	return s.Bootname
-}
-
-// serial is the device's serial number as its firmware gives it: the device tree's, or that of the DMI table.
-func serial() string {
-	for _, file := range []string{"/proc/device-tree/serial-number", filepath.Join(sysfs, "class/dmi/id/product_serial")} {
-		if s := strings.TrimRight(readTrimmed(file), "\x00"); s != "" {
-			return s
-		}
-	}
-	return ""
 }
 
 // chance draws a number without waiting for the kernel's entropy.

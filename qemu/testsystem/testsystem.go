@@ -9,7 +9,9 @@
 // then behaves as told (see [Behaviour]), prints SYSTEM READY and obeys lines on the serial console:
 //
 //	run TOKEN COMMAND ARGS...   prints <<TOKEN, the output, >>TOKEN exit=N (-1: could not run); see [Run]
-//	                            built in: cat F, ls DIR, head N F (hexadecimal), write F TEXT, dmesg
+//	                            built in: cat F, ls DIR, head N F (hexadecimal), write F TEXT, dmesg,
+//	                            begin F COMMAND ARGS... (in the background, output to F), signal NUMBER PID,
+//	                            feed F COMMAND ARGS... (F through a pipe)
 //	reboot | poweroff | panic | hang
 //	starve                      no longer feeds the watchdog, which it does where there is a file /etc/feeds
 package testsystem

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -179,4 +180,15 @@ func (s Slots) Seal(slot string, seal []byte) error {
 		copy(b, seal)
 		return slots.WriteSeal(f, b)
 	})
+}
+
+// Serial is the device's serial number as its firmware gives it: the device tree's, or that of the DMI table.
+func Serial() string {
+	for _, file := range []string{"/proc/device-tree/serial-number", "/sys/class/dmi/id/product_serial"} {
+		b, _ := os.ReadFile(file)
+		if s := strings.Trim(string(b), "\x00 \t\n"); s != "" {
+			return s
+		}
+	}
+	return ""
 }

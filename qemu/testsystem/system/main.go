@@ -21,6 +21,7 @@ import (
 
 func main() {
 	os.Setenv("PATH", "/usr/bin:/bin:/usr/sbin:/sbin")
+	os.Setenv("TMPDIR", "/tmp") // /var cannot be written
 	mount()
 	console, err := os.OpenFile("/dev/console", os.O_RDWR, 0)
 	if err != nil {
@@ -255,6 +256,24 @@ func execute(name string, args []string) (out []byte, err error) {
 		}
 	case name == "write" && len(args) == 2:
 		err = os.WriteFile(args[0], []byte(args[1]), 0o644)
+	case name == "begin" && len(args) > 1: // FILE COMMAND ARGS...: in the background, what it writes goes to the file
+		return begin(args[0], args[1], args[2:])
+	case name == "signal" && len(args) == 2: // NUMBER PID
+		var n, pid int
+		if n, err = strconv.Atoi(args[0]); err == nil {
+			if pid, err = strconv.Atoi(args[1]); err == nil {
+				err = unix.Kill(pid, unix.Signal(n))
+			}
+		}
+	case name == "feed" && len(args) > 1: // FILE COMMAND ARGS...: the file comes through a pipe
+		var f *os.File
+		if f, err = os.Open(args[0]); err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		c := exec.Command(args[1], args[2:]...)
+		c.Stdin = io.MultiReader(f) // no file, so that it is a pipe
+		out, err = c.CombinedOutput()
 	case name == "dmesg":
 		out = make([]byte, 1<<20)
 		var n int
@@ -264,6 +283,25 @@ func execute(name string, args []string) (out []byte, err error) {
 		out, err = exec.Command(name, args...).CombinedOutput()
 	}
 	return out, err
+}
+
+// begin starts a program, returns its PID, and writes "exit N" behind what it wrote to the file when it has ended.
+func begin(file, name string, args []string) ([]byte, error) {
+	f, err := os.Create(file)
+	if err != nil {
+		return nil, err
+	}
+	c := exec.Command(name, args...)
+	c.Stdout, c.Stderr = f, f
+	if err := c.Start(); err != nil {
+		return nil, err
+	}
+	go func() {
+		_ = c.Wait()
+		fmt.Fprintf(f, "exit %d\n", c.ProcessState.ExitCode())
+		f.Close()
+	}()
+	return []byte(strconv.Itoa(c.Process.Pid)), nil
 }
 
 func head(name string, n int) ([]byte, error) {
