@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"lifeboat/config"
 )
 
 // Device is a watchdog as sysfs shows it, without opening it: that would start it.
@@ -69,46 +71,35 @@ func read(dir, file string) string {
 	return strings.TrimSpace(string(b))
 }
 
-// Options say which watchdog is wanted, and how.
-type Options struct {
-	Timeout      time.Duration // whole seconds; 0: only one that runs already is fed, as it is set
-	Pretimeout   time.Duration // 0: none
-	Device       string        // "/dev/watchdog1"; "" and "/dev/watchdog": the first one
-	Softdog      bool          // the kernel's own timer will do where there is no other
-	StopsAtClose bool          // one that stops when it is handed over will do
-}
-
-// Choose returns the watchdog to be used, or false and why there is none ("" where none is asked for). It takes hardware
-// before the kernel's timer, and where none is asked for one that somebody else has armed and nobody feeds.
-func Choose(all []Device, o Options) (Device, bool, string) {
-	if o.Timeout == 0 {
-		for i := range all {
-			if all[i].Active {
-				return all[i], true, ""
-			}
-		}
-		return Device{}, false, ""
-	}
-	named := o.Device != "" && o.Device != "/dev/watchdog"
+// Choose returns which of all is to be used, -1 where none is, and why ("" where none is asked for). It takes hardware before
+// the kernel's timer, and where none is asked for one that runs already and that nobody feeds.
+func Choose(all []Device, c config.Watchdog) (at int, why string) {
+	named := c.Device != "" && c.Device != "/dev/watchdog"
 	soft := -1
 	for i := range all {
 		switch d := &all[i]; {
-		case named && d.Path() != o.Device:
+		case c.Timeout == 0:
+			if d.Active {
+				return i, ""
+			}
+		case named && d.Path() != c.Device:
 		case named || !d.Soft():
-			return *d, true, ""
+			return i, ""
 		default:
 			soft = i
 		}
 	}
 	switch {
+	case c.Timeout == 0:
+		return -1, ""
 	case named:
-		return Device{}, false, o.Device + " is not there"
+		return -1, c.Device + " is not there"
 	case soft < 0:
-		return Device{}, false, "the kernel has none: is its module in the initramfs?"
-	case !o.Softdog:
-		return Device{}, false, "there is only the kernel's own timer, and softdog=false"
+		return -1, "the kernel has none: is its module in the initramfs?"
+	case !c.Softdog:
+		return -1, "there is only the kernel's own timer, and softdog=false"
 	}
-	return all[soft], true, ""
+	return soft, ""
 }
 
 // Dog is an armed watchdog.
@@ -130,7 +121,7 @@ var (
 
 // Open arms a watchdog. One that is refused is stopped again, where its driver can. The Dog is armed even where err says
 // that it could not be set as wanted; nil where it is not.
-func Open(d Device, o Options) (*Dog, error) {
+func Open(d Device, c config.Watchdog) (*Dog, error) {
 	f, err := os.OpenFile(d.Path(), os.O_WRONLY, 0)
 	if err != nil {
 		return nil, err
@@ -149,39 +140,39 @@ func Open(d Device, o Options) (*Dog, error) {
 	switch {
 	case info.Options&unix.WDIOF_ALARMONLY != 0:
 		refused = ErrAlarm
-	case g.Stops && o.Timeout > 0 && !o.StopsAtClose:
+	case g.Stops && c.Timeout > 0 && !c.StopsAtClose:
 		refused = ErrStops
 	}
 	if refused != nil {
 		_, _ = f.Write([]byte("V"))
 		return nil, errors.Join(refused, f.Close())
 	}
-	return g, errors.Join(g.set(fd, o), g.Feed())
+	return g, errors.Join(g.set(fd, c), g.Feed())
 }
 
 // set sets the times and asks what became of them.
-func (g *Dog) set(fd int, o Options) (err error) {
-	if o.Timeout > 0 {
-		if e := unix.IoctlSetPointerInt(fd, unix.WDIOC_SETTIMEOUT, int(o.Timeout/time.Second)); e != nil {
-			err = fmt.Errorf("timeout=%d: %w", o.Timeout/time.Second, e)
+func (g *Dog) set(fd int, c config.Watchdog) (err error) {
+	if c.Timeout > 0 {
+		if e := unix.IoctlSetPointerInt(fd, unix.WDIOC_SETTIMEOUT, int(c.Timeout/time.Second)); e != nil {
+			err = fmt.Errorf("timeout=%d: %w", c.Timeout/time.Second, e)
 		}
 	}
 	g.Timeout = unknownTimeout
 	if n, e := unix.IoctlGetInt(fd, unix.WDIOC_GETTIMEOUT); e == nil && n > 0 {
 		g.Timeout = time.Duration(n) * time.Second
 	}
-	if o.Timeout == 0 || o.Pretimeout == 0 {
+	if c.Timeout == 0 || c.Pretimeout == 0 {
 		return err
 	}
 	// What it does by default is a line in the kernel log.
 	e := os.WriteFile(filepath.Join(g.sysfs, "pretimeout_governor"), []byte("panic"), 0)
 	if e == nil {
-		e = unix.IoctlSetPointerInt(fd, unix.WDIOC_SETPRETIMEOUT, int(o.Pretimeout/time.Second))
+		e = unix.IoctlSetPointerInt(fd, unix.WDIOC_SETPRETIMEOUT, int(c.Pretimeout/time.Second))
 	}
 	if e != nil {
-		return errors.Join(err, fmt.Errorf("pretimeout=%d: %w", o.Pretimeout/time.Second, e))
+		return errors.Join(err, fmt.Errorf("pretimeout=%d: %w", c.Pretimeout/time.Second, e))
 	}
-	g.Pretimeout = o.Pretimeout
+	g.Pretimeout = c.Pretimeout
 	return err
 }
 

@@ -12,6 +12,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"lifeboat/config"
 )
 
 // What sysfs says of watchdogs; the tenth stands behind the second.
@@ -50,35 +52,38 @@ func TestChoose(t *testing.T) {
 	hard, other, soft := Device{Name: "watchdog0", Identity: "i6300ESB timer"}, Device{Name: "watchdog1", Identity: "iTCO_wdt"}, Device{Name: "watchdog0", Identity: "Software Watchdog"}
 	armed := other
 	armed.Active = true
-	on := Options{Timeout: 30 * time.Second}
-	with := func(f func(*Options)) Options { o := on; f(&o); return o }
+	on := config.Watchdog{Timeout: 30 * time.Second}
+	with := func(f func(*config.Watchdog)) config.Watchdog { o := on; f(&o); return o }
 	for _, tt := range []struct {
 		name string
 		all  []Device
-		o    Options
+		o    config.Watchdog
 		want string // name, or what is said
 	}{
-		{"off", []Device{hard}, Options{}, ""},
-		{"off, and the boot loader has armed one", []Device{hard, armed}, Options{}, "watchdog1"},
+		{"off", []Device{hard}, config.Watchdog{}, ""},
+		{"off, and the boot loader has armed one", []Device{hard, armed}, config.Watchdog{}, "watchdog1"},
 		{"the first", []Device{hard, other}, on, "watchdog0"},
-		{"/dev/watchdog is the first", []Device{hard, other}, with(func(o *Options) { o.Device = "/dev/watchdog" }), "watchdog0"},
-		{"named", []Device{hard, other}, with(func(o *Options) { o.Device = "/dev/watchdog1" }), "watchdog1"},
-		{"named and missing", []Device{hard}, with(func(o *Options) { o.Device = "/dev/watchdog1" }), "/dev/watchdog1 is not there"},
-		{"hardware before software", []Device{soft, other}, with(func(o *Options) { o.Softdog = true }), "watchdog1"},
-		{"software as the last choice", []Device{soft}, with(func(o *Options) { o.Softdog = true }), "watchdog0"},
+		{"/dev/watchdog is the first", []Device{hard, other}, with(func(o *config.Watchdog) { o.Device = "/dev/watchdog" }), "watchdog0"},
+		{"named", []Device{hard, other}, with(func(o *config.Watchdog) { o.Device = "/dev/watchdog1" }), "watchdog1"},
+		{"named and missing", []Device{hard}, with(func(o *config.Watchdog) { o.Device = "/dev/watchdog1" }), "/dev/watchdog1 is not there"},
+		{"hardware before software", []Device{soft, other}, with(func(o *config.Watchdog) { o.Softdog = true }), "watchdog1"},
+		{"software as the last choice", []Device{soft}, with(func(o *config.Watchdog) { o.Softdog = true }), "watchdog0"},
 		{"software that nobody wants", []Device{soft}, on, "there is only the kernel's own timer, and softdog=false"},
-		{"software that is named", []Device{soft}, with(func(o *Options) { o.Device = "/dev/watchdog0" }), "watchdog0"},
-		{"none", nil, with(func(o *Options) { o.Softdog = true }), "the kernel has none: is its module in the initramfs?"},
+		{"software that is named", []Device{soft}, with(func(o *config.Watchdog) { o.Device = "/dev/watchdog0" }), "watchdog0"},
+		{"none", nil, with(func(o *config.Watchdog) { o.Softdog = true }), "the kernel has none: is its module in the initramfs?"},
 	} {
-		d, ok, why := Choose(tt.all, tt.o)
-		if got := d.Name + why; got != tt.want || ok != (d.Name != "") {
-			t.Errorf("%s: %q, %t, want %q", tt.name, got, ok, tt.want)
+		at, got := Choose(tt.all, tt.o)
+		if at >= 0 {
+			got += tt.all[at].Name
+		}
+		if got != tt.want {
+			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
 		}
 	}
 }
 
 func TestOpenMissing(t *testing.T) {
-	if g, err := Open(Device{Name: "watchdog-that-is-not-there"}, Options{}); g != nil || !errors.Is(err, os.ErrNotExist) {
+	if g, err := Open(Device{Name: "watchdog-that-is-not-there"}, config.Watchdog{}); g != nil || !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("%v, %v", g, err)
 	}
 }

@@ -155,7 +155,7 @@ func (d *device) configure() error {
 func (d *device) device() *update.Device {
 	u := &update.Device{
 		Store: d.store(), Policy: boot.PolicyOf(d.cfg, d.trust.Floor), Trust: d.trust, Class: d.cfg.BootSlots()[0].Class,
-		Slots: &fedSlots{&slotDoor{d: d, Slots: crew.Slots{Path: d.slotPath}}, d}, Crew: &fedCrew{d.workers(), d},
+		Slots: &slotDoor{d: d, Slots: crew.Slots{Path: d.slotPath}}, Crew: &fedCrew{d.workers(), d},
 		Say: d.con.say, Screen: d.show.rescue, Phase: d.ended, Report: d.report,
 		Rescue: d.cmd.Rescue, RescueRetry: d.cfg.Rescue.Retry, Chance: chance(),
 		Name: d.slotName, Bootname: d.bootname, Step: d.show.step, Progress: d.show.progress, Clock: (*rest)(d),

@@ -7,9 +7,9 @@ import (
 	"time"
 
 	"lifeboat/config"
-	"lifeboat/slots"
 	"lifeboat/status"
 	"lifeboat/update"
+	"lifeboat/update/crew"
 	"lifeboat/watchdog"
 )
 
@@ -24,8 +24,6 @@ const (
 // comes again when all modules are loaded, and says why. Where [watchdog] is off, one that runs already and that the kernel
 // does not feed is fed all the same.
 func (d *device) arm(ctx context.Context, again bool) {
-	w := d.cfg.Watchdog
-	o := watchdog.Options{Timeout: w.Timeout, Pretimeout: w.Pretimeout, Device: w.Device, Softdog: w.Softdog, StopsAtClose: w.StopsAtClose}
 	loadModules(d.con, filepath.Join(config.Dir, "modules.watchdog"))
 	all := watchdog.Find(sysfs)
 	if len(all) == 0 {
@@ -33,25 +31,21 @@ func (d *device) arm(ctx context.Context, again bool) {
 		all = watchdog.Find(sysfs)
 	}
 	for d.dog == nil {
-		dev, ok, why := watchdog.Choose(all, o)
-		var err error
-		if ok {
-			d.dog, err = watchdog.Open(dev, o)
-			why = fmt.Sprintf("%s (%s): %v", dev.Path(), dev.Identity, err)
+		at, why := watchdog.Choose(all, d.cfg.Watchdog)
+		if at >= 0 {
+			dev := all[at]
+			var err error
+			if d.dog, err = watchdog.Open(dev, d.cfg.Watchdog); err != nil {
+				why = fmt.Sprintf("%s (%s): %v", dev.Path(), dev.Identity, err)
+			}
+			all = append(all[:at], all[at+1:]...)
 		}
-		if (d.dog != nil || again) && (err != nil || !ok && why != "") {
+		if why != "" && (d.dog != nil || again) {
 			d.warn("watchdog: " + why)
 		}
-		if !ok {
+		if at < 0 {
 			return
 		}
-		left := all[:0]
-		for _, o := range all {
-			if o.Name != dev.Name {
-				left = append(left, o)
-			}
-		}
-		all = left
 	}
 	d.guard(ctx, d.dog)
 }
@@ -90,32 +84,22 @@ func (d *device) ended(phase string) {
 
 // fedCrew feeds while a worker gets on.
 type fedCrew struct {
-	update.Crew
-	d *device
+	workers *crew.Workers
+	d       *device
 }
 
 func (c *fedCrew) Run(ctx context.Context, role string, input []byte, src update.Source, slot string, frame func(byte, []byte) error) error {
 	c.d.enter(role, workerLimit)
 	defer c.d.enter("what follows "+role, stepLimit)
-	return c.Crew.Run(ctx, role, input, src, slot, func(kind byte, body []byte) error {
+	return c.workers.Run(ctx, role, input, src, slot, func(kind byte, body []byte) error {
 		c.d.keep.Progress()
 		return frame(kind, body)
 	})
 }
 
-// fedSlots is update.Slots inside deadlines.
-type fedSlots struct {
-	update.Slots
-	d *device
-}
-
-func (s *fedSlots) Sync(slot string) error {
+// Sync flushes what an installer wrote, which takes its time.
+func (s *slotDoor) Sync(slot string) error {
 	s.d.enter("flush", flushLimit)
 	defer s.d.enter("what follows flush", stepLimit)
 	return s.Slots.Sync(slot)
-}
-
-func (s *fedSlots) Start(slot string, f slots.Facts, with []update.Member) error {
-	s.d.enter("start", stepLimit)
-	return s.Slots.Start(slot, f, with)
 }
