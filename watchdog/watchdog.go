@@ -135,19 +135,24 @@ func Open(d Device, c config.Watchdog) (*Dog, error) {
 	if status, err := unix.IoctlGetInt(fd, unix.WDIOC_GETBOOTSTATUS); err == nil && status&unix.WDIOF_CARDRESET != 0 {
 		g.CardReset = true
 	}
-	g.Stops = info.Options&unix.WDIOF_MAGICCLOSE == 0 && !d.NoWayOut
 	var refused error
-	switch {
-	case info.Options&unix.WDIOF_ALARMONLY != 0:
-		refused = ErrAlarm
-	case g.Stops && c.Timeout > 0 && !c.StopsAtClose:
-		refused = ErrStops
-	}
-	if refused != nil {
+	if g.Stops, refused = admit(info.Options, d.NoWayOut, c); refused != nil {
 		_, _ = f.Write([]byte("V"))
 		return nil, errors.Join(refused, f.Close())
 	}
 	return g, errors.Join(g.set(fd, c), g.Feed())
+}
+
+// admit says whether a watchdog stops when it is closed, and why it is not taken. options are what its driver can do.
+func admit(options uint32, noWayOut bool, c config.Watchdog) (stops bool, err error) {
+	stops = options&unix.WDIOF_MAGICCLOSE == 0 && !noWayOut
+	switch {
+	case options&unix.WDIOF_ALARMONLY != 0:
+		err = ErrAlarm
+	case stops && c.Timeout > 0 && !c.StopsAtClose:
+		err = ErrStops
+	}
+	return stops, err
 }
 
 // set sets the times and asks what became of them.

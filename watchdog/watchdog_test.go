@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sys/unix"
 
 	"lifeboat/config"
 )
@@ -78,6 +79,33 @@ func TestChoose(t *testing.T) {
 		}
 		if got != tt.want {
 			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
+		}
+	}
+}
+
+// What a close does is known from the driver's options and nowayout; one that it stops is taken only where that is allowed.
+func TestAdmit(t *testing.T) {
+	const magic, alarm, other = unix.WDIOF_MAGICCLOSE, unix.WDIOF_ALARMONLY, unix.WDIOF_SETTIMEOUT | unix.WDIOF_KEEPALIVEPING
+	on := config.Watchdog{Timeout: 30 * time.Second}
+	allowed := on
+	allowed.StopsAtClose = true
+	for _, tt := range []struct {
+		options  uint32
+		noWayOut bool
+		c        config.Watchdog
+		stops    bool
+		want     error
+	}{
+		{magic | other, false, on, false, nil},
+		{other, true, on, false, nil},
+		{other, false, on, true, ErrStops},
+		{other, false, allowed, true, nil},
+		{other, false, config.Watchdog{}, true, nil}, // the boot loader's: fed as long as early boot lasts
+		{magic | alarm, false, allowed, false, ErrAlarm},
+		{alarm, true, on, false, ErrAlarm},
+	} {
+		if stops, err := admit(tt.options, tt.noWayOut, tt.c); stops != tt.stops || !errors.Is(err, tt.want) {
+			t.Errorf("options %#x nowayout %t %+v: stops %t, %v", tt.options, tt.noWayOut, tt.c, stops, err)
 		}
 	}
 }

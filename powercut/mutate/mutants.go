@@ -107,6 +107,9 @@ var mutants = []mutant{
 		"	s.Install = Install{Target: target, Manifest: o.Manifest}\n", "	s.Install = Install{Target: target, Manifest: o.Manifest}\n\ts.set(Entry{Slot: target})\n",
 	}}},
 	{"tries are not counted down", "boot/decide.go", []change{{"	s.Slots[i].Tries--\n", ""}}},
+	{"power losses are given back without a bound", "boot/decide.go", []change{{"e.Back < p.PowerLosses", "p.PowerLosses > 0"}}},
+	{"what was given back is not in the record", "boot/record.go", []change{{"return e.Back > 0 })", "return false })"}}},
+	{"a system that went down in order gets its try back", "boot/decide.go", []change{{"s.Last.Trial && how == status.PowerLoss &&", "s.Last.Trial && end == status.None &&"}}},
 	{"the only good slot is a target", "boot/install.go", []change{{"	if len(good) == 1 {\n		free =", "	if false {\n		free ="}}},
 	{"a system that was never good is booted for ever", "boot/decide.go", []change{{"		s.exhaust(i, p)\n", "		s.Slots[i] = s.again(s.Slots[i], p)\n"}}},
 }

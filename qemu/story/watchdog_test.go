@@ -56,11 +56,11 @@ func TestWatchdogPhases(t *testing.T) {
 // back in the end.
 func TestResetReasons(t *testing.T) {
 	t.Parallel()
-	d := special(t, scene.Options{Config: map[string]string{"watchdog timeout": "10", "fallback count": "failures"}})
+	d := special(t, scene.Options{Config: map[string]string{"watchdog timeout": "10", "watchdog pretimeout": "4", "fallback count": "failures"}})
 	stick := d.update(t, "2.0", testsystem.Wait, testsystem.Options{Text: map[string]string{"/etc/feeds": "yes"}}, scene.BundleOptions{})
 	vm := scene.Start(t, d.Machine(d.disk(t, "reasons"), stick))
 	boots(t, vm, 1, "B", "2.0", "trial tries=2")
-	if r := vm.Status(); r.Watchdog == nil || r.Watchdog.Timeout != 10 || r.Watchdog.Identity != "i6300ESB timer" {
+	if r := vm.Status(); r.Watchdog == nil || r.Watchdog.Timeout != 10 || r.Watchdog.Pretimeout != 4 || r.Watchdog.Identity != "i6300ESB timer" {
 		t.Errorf("watchdog %+v", r.Watchdog)
 	}
 	if out, _, err := testsystem.Run(vm.VM, scene.Patience, "/usr/bin/bootcount", "doctor"); err != nil || !regexp.MustCompile(`(?m)^ok +watchdog +/dev/watchdog0 \(i6300ESB timer\) 10 s, fed by init \(1\)$`).MatchString(out) {
@@ -78,7 +78,8 @@ func TestResetReasons(t *testing.T) {
 	vm.Type("panic\n")
 	boots(t, vm, 4, "B", "2.0", "trial tries=0")
 	vm.Type("starve\n")
-	vm.Event(scene.Patience, "WATCHDOG")
+	vm.Expect(scene.Patience, `Kernel panic - not syncing: watchdog pretimeout event`)
+	vm.Event(scene.Patience, "WATCHDOG") // which a kernel that panicked does not feed either
 	vm.Expect(scene.Patience, `lifeboat: fallback from B to A reason=watchdog\n`)
 	boots(t, vm, 5, "A", "1.0", "trial tries=2")
 	r := vm.Status()
@@ -99,9 +100,12 @@ func TestResetReasons(t *testing.T) {
 // Where there is no hardware the kernel's own timer does, if it may. Its end is a panic, and is said to be the watchdog's.
 func TestSoftdog(t *testing.T) {
 	t.Parallel()
-	d := special(t, scene.Options{Flavour: "cloud", Config: map[string]string{"watchdog timeout": "5", "watchdog softdog": "true"}})
-	vm := scene.Start(t, d.Machine(d.disk(t, "softdog")))
+	d := special(t, scene.Options{Flavour: "cloud", Config: map[string]string{"watchdog timeout": "5", "watchdog softdog": "true", "rescue retry": "8s"}})
+	m := d.Machine(d.disk(t, "softdog"))
+	m.Append += " lifeboat.rescue" // where waiting is fed
+	vm := scene.Start(t, m)
 	vm.Expect(scene.Patience, `lifeboat: watchdog /dev/watchdog0 \(Software Watchdog\) timeout 5s\n`)
+	vm.Expect(scene.Patience, `lifeboat: rescue reason=requested\n`)
 	boots(t, vm, 1, "A", "1.0", "trial tries=2") // says good, and does not feed
 	boots(t, vm, 2, "A", "1.0", "confirmed")
 	r := vm.Status()
