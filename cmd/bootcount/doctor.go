@@ -199,7 +199,7 @@ func (p *patient) keyring() finding {
 			end = c.NotAfter
 		}
 	}
-	f.text = fmt.Sprintf("%d anchors, version %d", len(k.Anchors), k.Version)
+	f.text = fmt.Sprintf("version %d, anchors: %d", k.Version, len(k.Anchors))
 	switch {
 	case end.IsZero() || end.Sub(p.now) > soonEnds:
 		f.level, f.fix = isOK, ""

@@ -51,7 +51,7 @@ func TestDoctor(t *testing.T) {
 		{name: "a panic hangs", root: map[string]string{"proc/sys/kernel/panic": "0"}, want: "fail panic kernel.panic=0", sick: true},
 		{name: "a panic restarts", want: "ok panic kernel.panic=10"},
 		{name: "failures without a watchdog", conf: "[fallback]\ncount=failures\n", want: "warn count count=failures without a watchdog: a system that hangs until somebody cuts the power is left only after 11 times"},
-		{name: "keyring", want: "ok keyring 1 anchors"},
+		{name: "keyring", want: "ok keyring version 0, anchors: 1"},
 		{name: "no keyring", more: func(t *testing.T, dir, _ string) { os.Remove(filepath.Join(dir, "run/keyring.pem")) }, want: "fail keyring there is none", sick: true},
 		{name: "empty keyring", more: func(t *testing.T, dir, _ string) { os.WriteFile(filepath.Join(dir, "run/keyring.pem"), nil, 0o644) }, want: "fail keyring", sick: true},
 		{name: "state", want: "ok state", report: func(*status.Report) {}},
