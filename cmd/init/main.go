@@ -215,7 +215,7 @@ func (s *sticks) Sources(context.Context) []update.Source {
 		s.awake = true
 		loadModules(s.d.con, s.modules)
 		s.d.ended("usb-modules")
-		usb.Settle(s.d.watch, sysfs, s.d.cfg.USB.Settle)
+		s.settle()
 		s.d.ended("usb-settle")
 	}
 	found, err := usb.Sticks(sysfs)
@@ -234,9 +234,14 @@ func (s *sticks) Sources(context.Context) []update.Source {
 func (s *sticks) Wait(ctx context.Context, t time.Duration) bool {
 	changed := s.d.wait(ctx, t)
 	if changed {
-		usb.Settle(s.d.watch, sysfs, s.d.cfg.USB.Settle)
+		s.settle()
 	}
 	return changed
+}
+
+func (s *sticks) settle() {
+	s.d.enter("usb-settle", s.d.cfg.USB.Settle+stepLimit)
+	usb.Settle(s.d.watch, sysfs, s.d.cfg.USB.Settle)
 }
 
 // rest is update.Clock: waiting in rescue.
