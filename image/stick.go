@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/diskfs/go-diskfs/partition/mbr"
+
+	"lifeboat/status"
 )
 
 const (
@@ -20,7 +22,7 @@ const (
 // Report is the file on a stick in which devices write what they did; it is only ever overwritten in place, so it is there
 // from the start, with ReportSize bytes.
 const (
-	Report     = "lifeboat-report.txt"
+	Report     = status.ReportFile
 	ReportSize = 64 << 10
 )
 

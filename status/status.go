@@ -9,6 +9,9 @@ import "fmt"
 // Dir is where /init leaves what the running system needs: boot.json, system.conf and keyring.pem.
 const Dir = "/run/lifeboat"
 
+// ReportFile in the root folder of a stick takes what a device has to say, if it is there.
+const ReportFile = "lifeboat-report.txt"
+
 // Reason says why a slot is not booted, how a boot ended, or why the device is in rescue. The number stands in the
 // state record (one byte), the token in everything that people and programs read.
 type Reason uint8

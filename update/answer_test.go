@@ -24,6 +24,7 @@ var frames = []struct {
 	{frameRefused, Refusal{Path: "b.raucb", Code: 21, Text: "no", Hint: "do this"}.encode()},
 	{frameError, Refusal{Code: 40, Text: "cannot be read"}.encode()},
 	{frameFacts, attested{Seal: boot.Seal{Status: boot.SealValid, Whole: boot.WholeRight}, Facts: slots.Facts{Manifest: [32]byte{1}, Version: "1", DataBlocks: 16, Salt: []byte{1, 2}, Signed: true, FS: "squashfs"}}.encode()},
+	{frameReport, place{1 << 20, 2 << 20, "LIFEBOAT-REPORT.TXT"}.encode()},
 	{frameSeal, []byte("a part of a seal")},
 	{frameTrust, []byte("a part of a trust file")},
 	{frameKeys, keys{1, 2, 3}.encode()},

@@ -41,6 +41,7 @@ type answer struct {
 	attested *attested
 	trust    []byte
 	keys     *keys
+	report   *place
 	manifest boot.Hash
 	done     bool
 
@@ -108,6 +109,12 @@ func (a *answer) take(kind byte, body []byte, progress func(done, total int64)) 
 			return errAnswer
 		}
 		a.trust = append(a.trust, body...)
+	case frameReport:
+		p, err := decodePlace(body)
+		if err != nil || a.report != nil {
+			return errAnswer
+		}
+		a.report = &p
 	case frameKeys:
 		k, err := decodeKeys(body)
 		if err != nil || a.keys != nil {

@@ -16,6 +16,7 @@ const (
 	RoleInstall = "install" // writes one bundle's image and tree to one slot
 	RoleSeal    = "seal"    // reads a slot's seal
 	RoleAttest  = "attest"  // reads a slot's seal and the whole slot
+	RoleReport  = "report"  // writes the report over the one on a stick, whose only writer it is
 	RoleTrust   = "trust"   // judges keyrings and revocation lists that a scanner found, and has nothing else
 )
 
@@ -37,6 +38,7 @@ type job struct {
 
 	Seal      []byte // seal, attest: the seal that is to be judged instead of the one on the slot
 	Candidate []byte // trust: a trust file
+	Text      []byte // report: what is written
 }
 
 // part is an image class of a bundle.
@@ -52,6 +54,7 @@ const (
 	frameRefused  = 'R' // scan: a file that is no acceptable bundle
 	frameProgress = 'P' // bytes done u64, bytes in all u64
 	frameSeal     = 'S' // the next part of a seal, zeros at its end left out
+	frameReport   = 'L' // scan: there is a report to write over
 	frameTrust    = 'T' // scan, trust: the next part of the trust file that is to be stored
 	frameKeys     = 'K' // trust: which keyring is in it
 	frameFacts    = 'A' // attest: what the seal says and whether it is right
@@ -161,6 +164,7 @@ func (j *job) encode() []byte {
 		e.str(f)
 	}
 	e.str(j.Require)
+	e.blob(j.Text)
 	return e.b
 }
 
@@ -186,6 +190,7 @@ func decodeJob(b []byte) (*job, error) {
 		j.Files = append(j.Files, d.str())
 	}
 	j.Require = d.str()
+	j.Text = d.blob()
 	if err := d.end(); err != nil {
 		return nil, fmt.Errorf("decode job: %w", err)
 	}
@@ -220,6 +225,29 @@ func decodeFound(b []byte) (f Found, err error) {
 		d.err = errAnswer
 	}
 	return f, d.end()
+}
+
+// place is where the report lies on a source.
+type place struct {
+	Offset, Size int64 // of the partition with the file system
+	Path         string
+}
+
+func (p place) encode() []byte {
+	e := &encoder{}
+	e.i64(p.Offset)
+	e.i64(p.Size)
+	e.str(p.Path)
+	return e.b
+}
+
+func decodePlace(b []byte) (p place, err error) {
+	d := &decoder{b: b}
+	p = place{d.i64(), d.i64(), d.str()}
+	if p.Offset < 0 || p.Size < 0 || !printable(p.Path) {
+		d.err = errAnswer
+	}
+	return p, d.end()
 }
 
 // Refusal is a file that was refused, with the code of reference/trust.md section 1.

@@ -87,6 +87,7 @@ type Device struct {
 	Say      func(line string)                  // to console and kernel log
 	Step     func(s Step, version, slot string) // what is done with what lies outside; may be nil
 	Progress func(done, total int64)            // of an install's step, bytes; may be nil
+	Letter   func(boot.State) string            // the report that is left on sticks that have room for it; may be nil
 	Screen   func(Rescue)                       // shows the rescue screen; may be nil
 	Phase    func(name string)                  // a phase of the boot has ended; may be nil
 
@@ -103,6 +104,7 @@ type Device struct {
 	Rate int64 // bytes per second that a worker reads or writes at most; 0: as fast as it goes
 
 	running  string        // slot whose system runs; "" in early boot
+	reports  []report      // on the sticks that were looked at
 	reason   status.Reason // why the device is in rescue
 	state    boot.State
 	facts    boot.Facts
@@ -340,8 +342,9 @@ type offer struct {
 // from installs the best bundle of the sources that is taken, and tells people how that went.
 func (d *Device) from(ctx context.Context, sources []Source, rescue bool) bool {
 	before := len(d.Report.Refused)
+	d.reports = nil
 	installed := d.choose(ctx, sources, rescue)
-	d.ended(installed, len(d.Report.Refused) > before)
+	d.ended(ctx, installed, len(d.Report.Refused) > before)
 	return installed
 }
 
@@ -414,6 +417,9 @@ func (d *Device) offers(ctx context.Context, sources []Source, rescue bool) []of
 		}
 		if !src.Lone { // what is counted against a bundle only its install or its refusal clears
 			d.state = boot.Clear(d.state, src.ID)
+			if a.report != nil {
+				d.reports = append(d.reports, report{src, *a.report})
+			}
 		}
 		for _, r := range a.refused {
 			d.refuse(r.Path, r.Code, withHint(r))

@@ -25,6 +25,7 @@ import (
 type Media struct {
 	Source     io.ReaderAt // scan, check, install: the stick
 	SourceSize int64       // bytes
+	Stick      disk.Device // report: the stick, read-write
 	Slot       disk.Device // install: the target, read-write
 	SlotReader io.ReaderAt // seal, attest: the slot, past every cache
 	SlotSize   int64       // seal, attest: bytes
@@ -61,6 +62,8 @@ func Work(ctx context.Context, role string, input []byte, m Media, send func(kin
 		err = w.attest(ctx, true)
 	case RoleTrust:
 		err = w.renew()
+	case RoleReport:
+		err = w.report()
 	default:
 		return fmt.Errorf("unknown role %q", role)
 	}
@@ -251,10 +254,6 @@ func (w *worker) scan(ctx context.Context) error {
 	if len(parts) == 0 {
 		parts = []disk.Partition{{Size: w.media.SourceSize}}
 	}
-	n, err := w.job.Trust.news()
-	if err != nil {
-		return err
-	}
 	var (
 		volumes []*volume
 		bad     []error
@@ -269,6 +268,13 @@ func (w *worker) scan(ctx context.Context) error {
 		case len(volumes) < maxVolumes:
 			volumes = append(volumes, &volume{Partition: p, FS: fs, folders: map[string][]fat.Entry{}, left: &left})
 		}
+	}
+	if err := w.findReport(volumes); err != nil {
+		return err
+	}
+	n, err := w.job.Trust.news()
+	if err != nil {
+		return err
 	}
 	if err := w.bring(ctx, volumes, n); err != nil {
 		return err

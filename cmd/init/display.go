@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"lifeboat/boot"
 	"lifeboat/screen"
 	"lifeboat/update"
 )
@@ -81,12 +82,18 @@ func (s *display) rescue(r update.Rescue) {
 	s.d.con.show(s.page())
 }
 
-func (s *display) page() string {
-	d := screen.Device{
+func (s *display) page() string { return screen.Rescue(s.device(), *s.waiting, time.Now()) }
+
+func (s *display) device() screen.Device {
+	return screen.Device{
 		Compatible: s.d.cfg.Compatible, Serial: s.d.trust.Serial, Files: s.d.cfg.USB.Files, Require: s.d.cfg.USB.Require,
 		NoUSB: s.d.usb == nil, Disk: s.d.found.why,
 	}
-	return screen.Rescue(d, *s.waiting, time.Now())
+}
+
+// letter is the report that is left on sticks.
+func (s *display) letter(st boot.State) string {
+	return screen.Report(s.device(), s.d.report, st.Status(boot.PolicyOf(s.d.cfg, s.d.trust.Floor)))
 }
 
 // tick keeps the time true that the rescue screen says.

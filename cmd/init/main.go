@@ -158,7 +158,7 @@ func (d *device) device() *update.Device {
 		Slots: &slotDoor{d: d, Slots: crew.Slots{Path: d.slotPath}}, Crew: &fedCrew{d.workers(), d},
 		Say: d.con.say, Screen: d.show.rescue, Phase: d.ended, Report: d.report,
 		Rescue: d.cmd.Rescue, RescueRetry: d.cfg.Rescue.Retry, Chance: chance(),
-		Name: d.slotName, Bootname: d.bootname, Step: d.show.step, Progress: d.show.progress, Clock: (*rest)(d),
+		Name: d.slotName, Bootname: d.bootname, Step: d.show.step, Progress: d.show.progress, Clock: (*rest)(d), Letter: d.show.letter,
 	}
 	for _, s := range d.cfg.BootSlots() {
 		if b, ok := d.found.slots[s.Name]; ok && (u.Room == 0 || b.Size < u.Room) {

@@ -1,14 +1,19 @@
 package story
 
 import (
+	"io"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"lifeboat/fat"
+	"lifeboat/image"
 	"lifeboat/qemu"
 	"lifeboat/qemu/scene"
 	"lifeboat/qemu/testsystem"
+	"lifeboat/status"
 )
 
 // A technician in front of a device whose slots are both dead: the screen of the machine says what is wrong in plain
@@ -16,11 +21,18 @@ import (
 func TestTechnician(t *testing.T) {
 	t.Parallel()
 	d := special(t, scene.Options{Config: map[string]string{"usb led": "input0::capslock"}})
-	image := d.disk(t, "technician")
-	edit(t, image, "rootfs.0", func(b []byte) { clear(b[len(b)-128<<10:]) })
-	foreign := d.update(t, "1.9", testsystem.Good, testsystem.Options{}, scene.BundleOptions{Compatible: "another-device"})
-	stick := d.update(t, "2026.11-2", testsystem.Good, testsystem.Options{}, scene.BundleOptions{})
-	m := d.Machine(image)
+	disk := d.disk(t, "technician")
+	edit(t, disk, "rootfs.0", func(b []byte) { clear(b[len(b)-128<<10:]) })
+	foreign, stick := d.Path("foreign.stick"), d.Path("right.stick")
+	for file, bundle := range map[string]string{
+		foreign: d.bundle(t, "update.raucb", "1.9", testsystem.Good, testsystem.Options{}, scene.BundleOptions{Compatible: "another-device"}),
+		stick:   d.bundle(t, "good.raucb", "2026.11-2", testsystem.Good, testsystem.Options{}, scene.BundleOptions{}),
+	} {
+		if err := image.Stick(file, image.StickOptions{Report: true}, []string{bundle}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m := d.Machine(disk)
 	m.Kernel = filepath.Join(d.Kernel.Root, "vmlinuz") // vmlinux gets no word of a screen
 	m.Args = []string{"-device", "VGA", "-smbios", "type=1,serial=SN-4711"}
 	vm := scene.Start(t, m)
@@ -63,6 +75,47 @@ func TestTechnician(t *testing.T) {
 	if got := vm.Run("cat", "/sys/class/leds/input0::capslock/brightness"); got != "1" {
 		t.Errorf("the light is %s at the end", got)
 	}
+	vm.Cut()
+	report := leftOn(t, stick)
+	for _, want := range []string{
+		"Device: lifeboat-demo", "Serial number: SN-4711", "Update to 2026.11-2 finished, remove the stick (good.raucb to rootfs.",
+		"code 27: update.raucb was refused: ", "rootfs.0 (A)  version ", "installed",
+	} {
+		if !strings.Contains(report, want) {
+			t.Errorf("no %q in the report:\n%s", want, report)
+		}
+	}
+	if other := leftOn(t, foreign); other != report {
+		t.Errorf("the other stick has another report:\n%s", other)
+	}
+}
+
+// leftOn is the report on a stick, without the blanks at its end.
+func leftOn(t *testing.T, stick string) string {
+	t.Helper()
+	f, err := os.Open(stick)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const start = 1 << 20 // where image.Stick puts the file system
+	fs, err := fat.Open(io.NewSectionReader(f, start, info.Size()-start), info.Size()-start)
+	if err != nil {
+		t.Fatal(err)
+	}
+	report, err := fs.Open(status.ReportFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, report.Size())
+	if _, err := report.ReadAt(b, 0); err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimRight(strings.ReplaceAll(string(b), "\r", ""), " \n")
 }
 
 // A disk in rescue that is taken out and comes back, repaired, is taken up at once.

@@ -27,6 +27,7 @@ import (
 // uids of the workers: nobody else has them, and no two roles share one.
 var uids = map[string]int{
 	update.RoleScan: 65501, update.RoleCheck: 65502, update.RoleInstall: 65503, update.RoleAttest: 65504, update.RoleSeal: 65505, update.RoleTrust: 65506,
+	update.RoleReport: 65507,
 }
 
 // quick is the CPU time of a worker that reads little. Those that read or write a whole image may take any time as long as
@@ -60,7 +61,11 @@ func (c *Workers) Run(ctx context.Context, role string, input []byte, src update
 		}
 	}()
 	if src.Path != "" {
-		if err := open(src.Path, os.O_RDONLY); err != nil {
+		flags := os.O_RDONLY
+		if role == update.RoleReport {
+			flags = os.O_RDWR
+		}
+		if err := open(src.Path, flags); err != nil {
 			return err
 		}
 	}
@@ -69,7 +74,7 @@ func (c *Workers) Run(ctx context.Context, role string, input []byte, src update
 		if !c.Plain {
 			spec.CPU, spec.Deadline = quick, time.Minute
 		}
-	case update.RoleTrust:
+	case update.RoleTrust, update.RoleReport:
 		spec.CPU, spec.Deadline = quick, time.Minute
 	case update.RoleInstall:
 		if err := open(c.Slot(slot), os.O_RDWR); err != nil {
@@ -122,6 +127,9 @@ func Work(j *confine.Job) error {
 			return err
 		}
 		m.Source, m.SourceSize = f, f.Size()
+		if j.Role == update.RoleReport {
+			m.Stick = f
+		}
 	}
 	switch {
 	case j.Role == update.RoleInstall:
