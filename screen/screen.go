@@ -94,7 +94,7 @@ func Gone(version string, left time.Duration) string {
 	return p.String()
 }
 
-// Final is how what was tried with the sticks ended, "" if nothing was tried.
+// Final is how what was tried ended, "" if nothing was tried.
 func Final(r *status.Report) string {
 	var p page
 	switch {

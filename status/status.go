@@ -57,7 +57,7 @@ var reasonWords = [reasons]string{
 	None: "nothing stands against it", Exhausted: "it was started several times and never said that it works", ToldBad: "it said itself that it does not work",
 	SealMissing: "it holds no complete system", SealFalse: "its seal is damaged, or not by whom this device trusts", Unreadable: "it cannot be read",
 	VerityError: "its content is damaged", BelowFloor: "it is older than what this device may still run", Installing: "an update to it was not finished",
-	Panic: "its kernel crashed", Watchdog: "it hung", TrialDeadline: "it did not say in time that it works", PowerLoss: "the power went",
+	Panic: "its kernel crashed", Watchdog: "it hung", TrialDeadline: "it did not say in time that it works", PowerLoss: "the power went", Reboot: "it was restarted before it said that it works",
 	StateLost: "the boot state was lost", NoSlot: "no copy of the system can be started", NoDisk: "the disk was not found",
 	TwoDisks: "two disks look like this device's own", Requested: "it was asked for",
 }

@@ -19,7 +19,7 @@ type Step uint8
 
 const (
 	Idle        Step = iota // nothing, and nothing came of it
-	Looking                 // which bundles a source has
+	Looking                 // which bundles a stick has
 	Checking                // every block of a bundle is read
 	Writing                 // to the slot
 	ReadingBack             // what was written
@@ -31,7 +31,7 @@ func (s Step) String() string {
 	return [...]string{"idle", "looking", "checking", "writing", "reading back", "finished", "failed"}[s]
 }
 
-// step tells of a step: of an install with version and slot, of Looking with the name of the source.
+// step tells of a step: of an install and its end with version and slot, of Looking with the name of the stick.
 func (d *Device) step(s Step, version, slot string) {
 	if d.Step != nil {
 		d.Step(s, version, slot)

@@ -408,7 +408,9 @@ func (d *Device) offers(ctx context.Context, sources []Source, rescue bool) []of
 			d.note(src.Name + " is left alone in this boot: it ended its reader too often")
 			continue
 		}
-		d.step(Looking, src.Name, "")
+		if !src.Lone {
+			d.step(Looking, src.Name, "")
+		}
 		a, err := d.scan(ctx, src)
 		if err != nil {
 			d.note(fmt.Sprintf("%s could not be looked at: %v", src.Name, err))
