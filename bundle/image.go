@@ -143,6 +143,18 @@ func (b *Bundle) Image(i int) (*ImageReader, error) {
 // It must be called before the first read.
 func (r *ImageReader) SkipSHA256() { r.sum = nil }
 
+// Skip passes over the beginning of the image, at most n bytes of it, which the
+// caller has from an earlier reader; it returns how many bytes that were, a
+// multiple of 4096. SkipSHA256 must have been called.
+func (r *ImageReader) Skip(n int64) (int64, error) {
+	skipped, err := r.file.Skip(n)
+	r.n += skipped
+	if err != nil {
+		return skipped, r.b.src.judge("read image "+r.img.Key(), err)
+	}
+	return skipped, nil
+}
+
 // Size is the length of the image in bytes.
 func (r *ImageReader) Size() int64 { return r.img.Size }
 

@@ -60,6 +60,13 @@ type Medium interface {
 	Size() int64
 }
 
+// Loose is a Medium that is pulled out while it is read.
+type Loose interface {
+	Medium
+	Gone() bool // it is not there now
+	Back() bool // somebody has time to plug something in; false: nobody does
+}
+
 // Device is one device as its configuration, its keyring and its partition table describe it. It holds nothing that a
 // boot changes: the disk is given to each.
 type Device struct {
@@ -169,6 +176,9 @@ func (d *Device) Boot(on disk.Device, end status.Reason, o Observer) (*Boot, err
 		return nil, err
 	}
 	u.Clock, u.RescueRetry = clock, d.Config.Rescue.Retry
+	if _, ok := d.Stick.(Loose); ok {
+		u.Replug = d.Config.USB.Replug
+	}
 	if !d.NoSource {
 		u.Outside = &sticks{d: d, clock: clock}
 		u.Waits, u.Files, u.Require = d.Config.USB.Policy == "rescue-only", d.Config.USB.Files, d.Config.USB.Require
@@ -346,13 +356,16 @@ type sticks struct {
 }
 
 func (s *sticks) Sources(context.Context) []update.Source {
-	if s.d.Stick == nil {
+	if l, ok := s.d.Stick.(Loose); s.d.Stick == nil || ok && l.Gone() {
 		return nil
 	}
 	return []update.Source{{ID: [8]byte{'s', 't', 'i', 'c', 'k'}, Name: "stick", Path: "stick"}}
 }
 
 func (s *sticks) Wait(ctx context.Context, d time.Duration) bool {
+	if l, ok := s.d.Stick.(Loose); ok && l.Back() {
+		return true
+	}
 	s.clock.Sleep(ctx, d)
 	return false
 }

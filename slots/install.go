@@ -46,6 +46,13 @@ const (
 // of squashfs. progress, if not nil, is told how many bytes of the image were
 // given to dev, from one goroutine that ends before Install returns.
 func Install(ctx context.Context, dev disk.Device, b *bundle.Bundle, image int, progress func(done, total int64)) (Seal, error) {
+	return Resume(ctx, dev, b, image, 0, progress)
+}
+
+// Resume is Install where an earlier one, of the same bundle, ended after it had
+// said that from bytes were given to dev: they are read back instead of written
+// again. If they are not what they should be, the root hash is not either (30).
+func Resume(ctx context.Context, dev disk.Device, b *bundle.Bundle, image int, from int64, progress func(done, total int64)) (Seal, error) {
 	img := &b.Manifest.Images[image]
 	if err := img.Installable(); err != nil {
 		return Seal{}, err
@@ -87,7 +94,13 @@ func Install(ctx context.Context, dev disk.Device, b *bundle.Bundle, image int, 
 			return nil
 		})
 	}
-	if err := pump(ctx, src, uses...); err != nil {
+	if from, err = src.Skip(min(from, img.Size)); err != nil {
+		return Seal{}, fmt.Errorf("install image %s: %w", img.Key(), err)
+	}
+	if err := out.reread(ctx, from, uses[1:]); err != nil {
+		return Seal{}, fmt.Errorf("install image %s: %w", img.Key(), err)
+	}
+	if err := pump(ctx, src, from, uses...); err != nil {
 		return Seal{}, fmt.Errorf("install image %s: %w", img.Key(), err)
 	}
 	root, err := tree.Finish()
@@ -162,6 +175,28 @@ func (s *sink) write(off int64, p []byte) error {
 	return nil
 }
 
+// reread gives the first n bytes of the slot to uses, as if they were written.
+func (s *sink) reread(ctx context.Context, n int64, uses []func(off int64, p []byte) error) error {
+	s.started = n
+	buf := make([]byte, min(n, pieceSize))
+	for off := int64(0); off < n && ctx.Err() == nil; {
+		p := buf[:min(n-off, pieceSize)]
+		if _, err := s.dev.ReadAt(p, off); err != nil {
+			return failed("read what was written before", err)
+		}
+		for _, use := range uses {
+			if err := use(off, p); err != nil {
+				return err
+			}
+		}
+		off += int64(len(p))
+		if s.progress != nil {
+			s.progress(off, s.total)
+		}
+	}
+	return ctx.Err()
+}
+
 // startWriteBack makes the kernel begin to write n bytes to the medium. It is
 // no promise of anything: errors come back with the flush.
 func startWriteBack(dev disk.Device, off, n int64) {
@@ -177,14 +212,14 @@ type piece struct {
 	users atomic.Int32 // that have not done with it
 }
 
-// pump reads src to its end and gives it piece by piece, all but the last of
-// pieceSize bytes and the last filled up to a block, to each of uses. Each use
+// pump reads src to its end and gives it, as what is at off and behind it, piece
+// by piece, all but the last of pieceSize bytes and the last filled up to a block, to each of uses. Each use
 // runs in its own goroutine and sees the pieces in order. The first error ends
 // everything; no goroutine is left when pump returns.
-func pump(ctx context.Context, src *bundle.ImageReader, uses ...func(off int64, p []byte) error) error {
+func pump(ctx context.Context, src *bundle.ImageReader, off int64, uses ...func(off int64, p []byte) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	c := &chopper{ctx: ctx, free: make(chan *piece, pieces)}
+	c := &chopper{ctx: ctx, off: off, free: make(chan *piece, pieces)}
 	for range pieces {
 		c.free <- &piece{data: make([]byte, 0, min(pieceSize, (src.Size()+verity.BlockSize-1)&^(verity.BlockSize-1)))}
 	}

@@ -330,6 +330,73 @@ type broken struct {
 	from int64
 }
 
+// counted counts the bytes that are read from a medium.
+type counted struct {
+	io.ReaderAt
+	n atomic.Int64
+}
+
+func (c *counted) ReadAt(p []byte, off int64) (int, error) {
+	n, err := c.ReaderAt.ReadAt(p, off)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+// TestResume goes on with an install that was ended anywhere: the slot is the same to the last byte, and what is in it is
+// not read from the bundle again. Where what was written is not there any more, it is refused.
+func TestResume(t *testing.T) {
+	const n = 5<<20 + 77
+	img := content(7, n)
+	for _, kind := range []string{"verity", "plain", "rauc"} {
+		raw := bundleOf(t, img, kind)
+		medium := &counted{ReaderAt: bytes.NewReader(raw)}
+		b := openBundle(t, medium, len(raw))
+		whole := disk.NewMemory(space(n))
+		if _, err := Install(t.Context(), whole, b, 0, nil); err != nil {
+			t.Fatal(err)
+		}
+		want := make([]byte, n)
+		whole.ReadAt(want, 0)
+		for _, from := range []int64{0, 1, 1 << 20, 3<<20 + 4097, 5 << 20, n} {
+			dev := disk.NewMemory(space(n))
+			dev.WriteAt(want[:from], 0)
+			before, last := medium.n.Load(), int64(0)
+			seal, err := Resume(t.Context(), dev, b, 0, from, func(done, total int64) {
+				if done <= last || total != n {
+					t.Errorf("%s from %d: %d of %d after %d", kind, from, done, total, last)
+				}
+				last = done
+			})
+			if err != nil || last != n {
+				t.Fatalf("%s from %d: %v, %d bytes", kind, from, err, last)
+			}
+			if read := medium.n.Load() - before; from >= 5<<20 && read > 2<<20 {
+				t.Errorf("%s from %d: %d bytes were read", kind, from, read)
+			}
+			encoded, err := seal.Encode()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := WriteSeal(dev, encoded); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Attest(t.Context(), dev, dev.Size(), &seal, rules(t), "demo", nil); err != nil {
+				t.Errorf("%s from %d: %v", kind, from, err)
+			}
+			got := make([]byte, n)
+			dev.ReadAt(got, 0)
+			if !bytes.Equal(got, want) {
+				t.Errorf("%s from %d: another image", kind, from)
+			}
+		}
+		dev := disk.NewMemory(space(n))
+		dev.WriteAt(want[:3<<20], 0)
+		dev.WriteAt([]byte{want[12345] ^ 1}, 12345)
+		_, err := Resume(t.Context(), dev, b, 0, 3<<20, nil)
+		wantCode(t, err, verify.PayloadHash)
+	}
+}
+
 var errBroken = errors.New("medium broken")
 
 func (b *broken) WriteAt(p []byte, off int64) (int, error) {

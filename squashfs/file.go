@@ -129,6 +129,17 @@ func (c *cursor) next() (extent, error) {
 	return e, nil
 }
 
+// Skip passes over whole blocks, at most n bytes, without reading them, and returns how many bytes that were. It must
+// come before the first read.
+func (f *File) Skip(n int64) (int64, error) {
+	for f.cur.n < f.cur.ino.blocks && n-f.cur.done >= f.fs.sb.blockSize {
+		if _, err := f.cur.next(); err != nil {
+			return f.cur.done, f.fail(err)
+		}
+	}
+	return f.cur.done, nil
+}
+
 // fetch reads and unpacks e, which is not sparse, into buf, which holds a
 // block and overAlloc bytes; in holds a block. It returns the piece.
 func (f *FS) fetch(e extent, c codec, buf, in []byte) ([]byte, error) {

@@ -172,6 +172,19 @@ func checkFile(t *testing.T, f *FS, name string, want []byte) {
 		check("read", b.Bytes(), n, err)
 	}
 
+	// Without the beginning.
+	for _, skip := range []int64{0, 1, int64(f.BlockSize()), int64(len(want)) / 2, int64(len(want)), 1 << 40} {
+		b.Reset()
+		file := open()
+		skipped, err := file.Skip(skip)
+		if err != nil || skipped > min(skip, int64(len(want))) || min(skip, int64(len(want)))-skipped >= int64(f.BlockSize()) {
+			t.Fatalf("skip %d of %s: %d, %v", skip, name, skipped, err)
+		}
+		b.Write(want[:skipped])
+		n, err := file.WriteTo(&b)
+		check("skip and write out", b.Bytes(), n+skipped, err)
+	}
+
 	// Read a little first.
 	b.Reset()
 	file := open()

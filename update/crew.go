@@ -171,7 +171,13 @@ func (d *Device) scan(ctx context.Context, src Source) (*answer, error) {
 
 // bundleJob runs check or install on a found bundle. A Refusal is the worker's own; any other error its bad end.
 func (d *Device) bundleJob(ctx context.Context, role string, src Source, f Found, slot string, progress func(done, total int64)) (*answer, error) {
-	a, err := d.run(ctx, role, &job{Lone: src.Lone, Offset: f.Offset, Size: f.Size, Path: f.Path, Manifest: f.Offer.Manifest}, src, slot, progress)
+	return d.resumeJob(ctx, role, src, f, slot, 0, progress)
+}
+
+// resumeJob is bundleJob where from bytes of the bundle's images are in the slots already.
+func (d *Device) resumeJob(ctx context.Context, role string, src Source, f Found, slot string, from int64, progress func(done, total int64)) (*answer, error) {
+	j := &job{Lone: src.Lone, Offset: f.Offset, Size: f.Size, Path: f.Path, Manifest: f.Offer.Manifest, From: from}
+	a, err := d.run(ctx, role, j, src, slot, progress)
 	if err != nil {
 		return nil, err
 	}

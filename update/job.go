@@ -35,6 +35,7 @@ type job struct {
 	Offset, Size int64 // of the partition with the file system, or of a lone bundle, in bytes on the source
 	Path         string
 	Manifest     boot.Hash
+	From         int64 // install: bytes of the bundle's images that are in the slots already
 
 	Seal      []byte // seal, attest: the seal that is to be judged instead of the one on the slot
 	Candidate []byte // trust: a trust file
@@ -157,6 +158,7 @@ func (j *job) encode() []byte {
 	e.i64(j.Size)
 	e.str(j.Path)
 	e.raw(j.Manifest[:])
+	e.i64(j.From)
 	e.blob(j.Seal)
 	e.blob(j.Candidate)
 	e.u8(uint8(len(j.Files)))
@@ -184,7 +186,7 @@ func decodeJob(b []byte) (*job, error) {
 	}
 	j.Rate = d.i64()
 	j.Lone = d.flag()
-	j.Offset, j.Size, j.Path, j.Manifest = d.i64(), d.i64(), d.str(), d.hash()
+	j.Offset, j.Size, j.Path, j.Manifest, j.From = d.i64(), d.i64(), d.str(), d.hash(), d.i64()
 	j.Seal, j.Candidate = d.blob(), d.blob()
 	for range d.u8() {
 		j.Files = append(j.Files, d.str())

@@ -25,10 +25,11 @@ const (
 	ReadingBack             // what was written
 	Finished                // a bundle was installed
 	Failed                  // something was refused and nothing installed
+	Gone                    // the stick was pulled out, and is waited for
 )
 
 func (s Step) String() string {
-	return [...]string{"idle", "looking", "checking", "writing", "reading back", "finished", "failed"}[s]
+	return [...]string{"idle", "looking", "checking", "writing", "reading back", "finished", "failed", "waiting for the stick"}[s]
 }
 
 // step tells of a step: of an install and its end with version and slot, of Looking with the name of the stick.

@@ -94,6 +94,7 @@ type Device struct {
 	Prefer      string        // lifeboat.slot=
 	Rescue      bool          // lifeboat.rescue
 	RescueRetry time.Duration // first wait in rescue
+	Replug      time.Duration // how long an install waits for its stick when that was pulled out
 	Chance      uint64        // drawn at each boot
 
 	Report *status.Report // what happened is added to it
@@ -105,6 +106,7 @@ type Device struct {
 
 	running  string        // slot whose system runs; "" in early boot
 	reports  []report      // on the sticks that were looked at
+	away     []Source      // were pulled out, and waited for in vain
 	reason   status.Reason // why the device is in rescue
 	state    boot.State
 	facts    boot.Facts
@@ -342,7 +344,7 @@ type offer struct {
 // from installs the best bundle of the sources that is taken, and tells people how that went.
 func (d *Device) from(ctx context.Context, sources []Source, rescue bool) bool {
 	before := len(d.Report.Refused)
-	d.reports = nil
+	d.reports, d.away = nil, nil
 	installed := d.choose(ctx, sources, rescue)
 	d.ended(ctx, installed, len(d.Report.Refused) > before)
 	return installed
@@ -486,7 +488,7 @@ func (d *Device) install(ctx context.Context, o offer, rescue bool) bool {
 	if !t.Present {
 		// A bundle that is damaged must not cost the slot anything.
 		d.step(Checking, o.Offer.Version, t.Slot)
-		if _, err := d.bundleJob(ctx, RoleCheck, o.src, o.Found, "", d.Progress); err != nil {
+		if _, err := d.patiently(ctx, RoleCheck, &o, t.Slot, ""); err != nil {
 			d.failed(o, err, false)
 			return false
 		}
@@ -554,7 +556,7 @@ func (d *Device) write(ctx context.Context, o offer, slot string) bool {
 	seals := make([][]byte, len(members))
 	d.step(Writing, o.Offer.Version, slot)
 	for i, m := range members {
-		a, err := d.bundleJob(ctx, RoleInstall, o.src, o.Found, m, d.Progress)
+		a, err := d.patiently(ctx, RoleInstall, &o, slot, m)
 		if err == nil {
 			err = d.Slots.Sync(m)
 		}

@@ -496,7 +496,7 @@ func (w *worker) install(ctx context.Context) error {
 		return err
 	}
 	before, total := w.share(b.Manifest)
-	seal, err := slots.Install(ctx, w.media.Slot, b, i, func(done, _ int64) { w.progress(before+done, total) })
+	seal, err := slots.Resume(ctx, w.media.Slot, b, i, max(w.job.From-before, 0), func(done, _ int64) { w.progress(before+done, total) })
 	if err != nil {
 		return err
 	}

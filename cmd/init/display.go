@@ -16,6 +16,7 @@ type display struct {
 
 	at            update.Step
 	version, slot string
+	gone          time.Time // when a stick is no longer waited for
 	meter         screen.Meter
 	drawn, said   time.Time
 	tenth         int // that was said
@@ -41,6 +42,10 @@ func (s *display) step(at update.Step, version, slot string) {
 		s.led.show(ledBusy)
 	case update.Looking:
 		s.led.show(ledBusy)
+	case update.Gone:
+		s.gone = time.Now().Add(s.d.cfg.USB.Replug)
+		s.led.show(ledIdle)
+		s.tick()
 	case update.Finished:
 		s.led.show(ledDone)
 		s.final()
@@ -96,10 +101,19 @@ func (s *display) letter(st boot.State) string {
 	return screen.Report(s.device(), s.d.report, st.Status(boot.PolicyOf(s.d.cfg, s.d.trust.Floor)))
 }
 
-// tick keeps the time true that the rescue screen says.
+// tick keeps the time true that a screen says.
 func (s *display) tick() {
-	if now := time.Now(); s.waiting != nil && now.Sub(s.drawn) >= time.Second {
-		s.drawn = now
-		s.d.con.draw(s.page())
+	now := time.Now()
+	if now.Sub(s.drawn) < time.Second {
+		return
 	}
+	switch {
+	case s.at == update.Gone:
+		s.d.con.draw(screen.Gone(s.version, s.gone.Sub(now)))
+	case s.waiting != nil:
+		s.d.con.draw(s.page())
+	default:
+		return
+	}
+	s.drawn = now
 }

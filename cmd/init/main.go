@@ -157,7 +157,7 @@ func (d *device) device() *update.Device {
 		Store: d.store(), Policy: boot.PolicyOf(d.cfg, d.trust.Floor), Trust: d.trust, Class: d.cfg.BootSlots()[0].Class,
 		Slots: &slotDoor{d: d, Slots: crew.Slots{Path: d.slotPath}}, Crew: &fedCrew{d.workers(), d},
 		Say: d.con.say, Screen: d.show.rescue, Phase: d.ended, Report: d.report,
-		Rescue: d.cmd.Rescue, RescueRetry: d.cfg.Rescue.Retry, Chance: chance(),
+		Rescue: d.cmd.Rescue, RescueRetry: d.cfg.Rescue.Retry, Replug: d.cfg.USB.Replug, Chance: chance(),
 		Name: d.slotName, Bootname: d.bootname, Step: d.show.step, Progress: d.show.progress, Clock: (*rest)(d), Letter: d.show.letter,
 	}
 	for _, s := range d.cfg.BootSlots() {
