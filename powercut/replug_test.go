@@ -55,7 +55,7 @@ func TestPulledOut(t *testing.T) {
 	}
 	version := func(b *Boot) string { return b.Started.State.Entry(b.Slot).Version }
 	count := &loose{now: stick}
-	if b := boot(t, start.Clone(), count); version(b) != "2" || count.reads < 50 {
+	if b := boot(t, start.Clone(), count); version(b) != "2" || count.reads < 30 {
 		t.Fatalf("undisturbed: %s after %d reads", b.Slot, count.reads)
 	}
 	finished, waited := 0, 0
