@@ -73,6 +73,7 @@ type device struct {
 	report  *status.Report
 	usb     *sticks // nil: no stick can be seen
 	show    *display
+	asked   bool                    // for rescue
 	moved   context.CancelCauseFunc // ends a boot whose disk has changed
 	lost    bool                    // something of the disk went away in this boot
 	dog     *watchdog.Dog
@@ -105,6 +106,7 @@ func run() {
 	}
 	d.ended("modules")
 	d.show = newDisplay(d)
+	d.asked = d.cmd.Rescue || asked("/dev", d.cfg.Rescue)
 	if list := filepath.Join(config.Dir, "modules.usb"); d.watch != nil && len(readTrimmed(list)) > 0 && d.cfg.USB.Policy != "off" {
 		d.usb = &sticks{d: d, modules: list}
 	}
@@ -122,7 +124,7 @@ func run() {
 			break
 		}
 		d.con.alarm(context.Cause(ctx).Error())
-		end = status.None // that boot ended in rescue
+		end, d.asked = status.None, false // that boot ended in rescue
 	}
 	d.ended("root")
 	d.trust = u.Trust
@@ -157,7 +159,7 @@ func (d *device) device() *update.Device {
 		Store: d.store(), Policy: boot.PolicyOf(d.cfg, d.trust.Floor), Trust: d.trust, Class: d.cfg.BootSlots()[0].Class,
 		Slots: &slotDoor{d: d, Slots: crew.Slots{Path: d.slotPath}}, Crew: &fedCrew{d.workers(), d},
 		Say: d.con.say, Screen: d.show.rescue, Phase: d.ended, Report: d.report,
-		Rescue: d.cmd.Rescue, RescueRetry: d.cfg.Rescue.Retry, Replug: d.cfg.USB.Replug, Chance: chance(),
+		Rescue: d.asked, RescueRetry: d.cfg.Rescue.Retry, Replug: d.cfg.USB.Replug, Chance: chance(),
 		Name: d.slotName, Bootname: d.bootname, Step: d.show.step, Progress: d.show.progress, Clock: (*rest)(d), Letter: d.show.letter,
 	}
 	for _, s := range d.cfg.BootSlots() {
