@@ -226,28 +226,25 @@ const stagingPart = "staging"
 
 // Stage is `bootcount stage`, Unstage `bootcount unstage`.
 func (d *Device) Stage(on disk.Device, bundle Medium, replace bool, each func(boot.State)) error {
-	u, err := d.update(&doors{d: d, on: on}, &Boot{})
+	u, err := d.update(&doors{d: d, on: on, told: Observer{Committed: each}}, &Boot{})
 	if err != nil {
 		return err
 	}
-	_, err = u.Stage(context.Background(), io.NewSectionReader(bundle, 0, bundle.Size()), bundle.Size(), d.staging(on, replace, each))
+	_, err = u.Stage(context.Background(), io.NewSectionReader(bundle, 0, bundle.Size()), bundle.Size(), d.staging(on, replace))
 	return err
 }
 
 func (d *Device) Unstage(on disk.Device, each func(boot.State)) error {
-	u, err := d.update(&doors{d: d, on: on}, &Boot{})
+	u, err := d.update(&doors{d: d, on: on, told: Observer{Committed: each}}, &Boot{})
 	if err != nil {
 		return err
 	}
-	_, err = u.Unstage(d.staging(on, false, each))
+	_, err = u.Unstage(d.staging(on, false))
 	return err
 }
 
-func (d *Device) staging(on disk.Device, replace bool, each func(boot.State)) update.Staging {
-	return update.Staging{
-		Dev: d.section(on, stagingPart), Path: stagingPart, Replace: replace,
-		Change: func(how func(boot.State) (boot.State, error)) error { return d.change(on, each, how) },
-	}
+func (d *Device) staging(on disk.Device, replace bool) update.Staging {
+	return update.Staging{Dev: d.section(on, stagingPart), Path: stagingPart, Replace: replace}
 }
 
 // SayGood is `bootcount good` in the running system of a slot; SayBad is `bootcount bad`.

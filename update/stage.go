@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"lifeboat/boot"
 	"lifeboat/disk"
@@ -23,8 +24,7 @@ type Staging struct {
 	Dev     disk.Device // the staging partition, locked against other writers of it
 	Path    string      // of its block device, for workers
 	Replace bool        // the bundle takes the place of one that is staged
-	// Change makes one change of the boot state: locked, loaded, changed by how, committed.
-	Change   func(how func(boot.State) (boot.State, error)) error
+
 	Progress staging.Progress // bytes written; may be nil
 }
 
@@ -33,13 +33,11 @@ type Staging struct {
 // names the new one. It is judged as early boot would judge it; an error that is a Refusal is that verdict, and nothing is
 // staged then. What an interruption or a power cut leaves of a bundle goes on when the same one is staged again.
 func (d *Device) Stage(ctx context.Context, r io.Reader, size int64, o Staging) (boot.Staged, error) {
-	s, _, err := d.Store.Load()
-	if err != nil {
-		return boot.Staged{}, fmt.Errorf("read the boot state: %w", err)
+	if err := d.locked(d.reload); err != nil {
+		return boot.Staged{}, err
 	}
-	d.state = s
 	d.loadTrust()
-	old := s.Staged
+	old := d.state.Staged
 	stays := staging.Area{Offset: old.Offset, Size: old.Size}
 	if !old.None() && !o.Replace {
 		if size == 0 || size == old.Size {
@@ -65,7 +63,7 @@ func (d *Device) Stage(ctx context.Context, r io.Reader, size int64, o Staging) 
 		return old, err
 	}
 	now := boot.Staged{Offset: at.Offset, Size: at.Size, Manifest: f.Offer.Manifest, Version: f.Offer.Version}
-	err = o.Change(func(s boot.State) (boot.State, error) {
+	err = d.change(func(s boot.State) (boot.State, error) {
 		if s.Staged != old {
 			return s, errors.New("somebody else changed what is staged")
 		}
@@ -80,7 +78,7 @@ func (d *Device) Stage(ctx context.Context, r io.Reader, size int64, o Staging) 
 
 // Unstage takes back what is staged, by one record; then no header names it any more. The answer is what was staged.
 func (d *Device) Unstage(o Staging) (old boot.Staged, err error) {
-	err = o.Change(func(s boot.State) (boot.State, error) {
+	err = d.change(func(s boot.State) (boot.State, error) {
 		old = s.Staged
 		return boot.Unstage(s, 0, d.Policy), nil
 	})
@@ -88,6 +86,21 @@ func (d *Device) Unstage(o Staging) (old boot.Staged, err error) {
 		return old, err
 	}
 	return old, staging.Forget(o.Dev, staging.Area{})
+}
+
+// change makes one change of the record as it is by now.
+func (d *Device) change(how func(boot.State) (boot.State, error)) error {
+	return d.locked(func() error {
+		if err := d.reload(); err != nil {
+			return err
+		}
+		s, err := how(d.state)
+		if err != nil {
+			return err
+		}
+		d.state, err = d.Store.Commit(boot.Stamp(s, time.Now()))
+		return err
+	})
 }
 
 // Verify judges the only bundle of a source as early boot would now, down to each block of its payload, and writes nothing.

@@ -35,12 +35,15 @@ const usage = `usage: bootcount status [--json]     what early boot did, and the
        bootcount install [--json] [--rate=BYTES] BUNDLE|-
                                        write another slot while this system runs; the next boot tries it.
                                        --rate=4M: at most so many bytes per second
+       bootcount stage [--json] [--replace] BUNDLE|-
+                                       leave a bundle on the staging partition; the next boot installs it
+       bootcount unstage               take that back
        bootcount deadline [--reboot]   ends the trial of a system that did not say good in [fallback] trial-deadline=
                                        (lifeboat-trial.timer asks every few seconds)
        bootcount ended                 a system on trial goes down in order (lifeboat-ended.service says so at shutdown)
        bootcount doctor                what keeps this device from coming back by itself, and how to fix it
-A slot is named rootfs.0 or by its bootname. Exit status: 0 ok, 1 failure, 2 usage; of install also the code of a refusal
-(20 to 40), and 130 when it was stopped.
+A slot is named rootfs.0 or by its bootname. Exit status: 0 ok, 1 failure, 2 usage; of install and stage also the code of a
+refusal (20 to 40), and 130 when it was stopped.
 `
 
 var errUsage = errors.New("usage")
@@ -87,7 +90,7 @@ var commands = map[string]struct {
 	options     []string
 }{
 	"status": {0, 0, []string{"json"}}, "history": {0, 0, []string{"json"}}, "good": {}, "bad": {0, 1, []string{"force"}}, "next": {1, 1, nil},
-	"install": {1, 1, []string{"json", "rate="}}, "deadline": {0, 0, []string{"reboot"}}, "ended": {}, "doctor": {},
+	"install": {1, 1, []string{"json", "rate="}}, "stage": {1, 1, []string{"json", "replace"}}, "unstage": {}, "deadline": {0, 0, []string{"reboot"}}, "ended": {}, "doctor": {},
 }
 
 func run(args []string, dir string, out io.Writer) error {
@@ -126,6 +129,12 @@ func run(args []string, dir string, out io.Writer) error {
 			return err
 		}
 		return s.install(out, rest[0], rate, asJSON)
+	}
+	switch _, replace := options["replace"]; args[0] {
+	case "stage":
+		return s.stage(out, rest[0], replace, asJSON)
+	case "unstage":
+		return s.unstage(out)
 	}
 	if err := s.lock(); err != nil {
 		return err
@@ -351,6 +360,13 @@ func (s *session) show(out io.Writer, asJSON bool) error {
 	}
 	if r.Fallback != "" {
 		fmt.Fprintf(out, "Fallback %s\n", r.Fallback)
+	}
+	if g := r.State.Staged; g != nil {
+		when := "the next boot installs it"
+		if g.Waits {
+			when = "it ended its installer too often and waits"
+		}
+		fmt.Fprintf(out, "Staged   version %s, %d bytes: %s\n", g.Version, g.Size, when)
 	}
 	fmt.Fprintf(out, "Floors   version %q epoch %d\n\n", r.State.Floors.Version, r.State.Floors.Epoch)
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
