@@ -391,6 +391,15 @@ type Store interface {
 	SaveTrust(b []byte, keep Trust) (Hash, error)
 	// FindTrust returns all trust files that are there whole, for when the record is lost.
 	FindTrust() [][]byte
+
+	// SaveWords keeps the end of a kernel's last words for people, in place of those that were kept before.
+	SaveWords(Words) error
+}
+
+// Words are the last words of a kernel that panicked, as its log has them. Nothing is decided by them.
+type Words struct {
+	Boot uint64 // number of the boot that ended so
+	Text []byte
 }
 
 // Stricter reports whether next forbids something that old allowed, so that losing the newest copy must not bring it

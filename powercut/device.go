@@ -153,6 +153,9 @@ type Boot struct {
 	Damaged []string // slots whose seal vouched for what is not there
 }
 
+// lastWords are those of every kernel that panics.
+const lastWords = "Kernel panic - not syncing: it is a test"
+
 // patience is how many waits a device is left in rescue before whoever watches goes home.
 const patience = 12
 
@@ -178,6 +181,9 @@ func (d *Device) Boot(on disk.Device, end status.Reason, o Observer) (*Boot, err
 	u.Clock, u.RescueRetry = clock, d.Config.Rescue.Retry
 	if _, ok := d.Stick.(Loose); ok {
 		u.Replug = d.Config.USB.Replug
+	}
+	if end == status.Panic {
+		u.Words = []byte(lastWords)
 	}
 	if !d.NoSource {
 		u.Outside = &sticks{d: d, clock: clock}
@@ -473,7 +479,7 @@ func (r *doors) Run(ctx context.Context, role string, input []byte, src update.S
 }
 
 // Mask returns what no code path may read on a disk: image and hash tree of slots without a valid seal, and what lies
-// between the copies of the state record and is no trust file's.
+// between the copies of the state record and is no trust file's and not the kernel's last words.
 func (d *Device) Mask(i *crash.Image) []crash.Range {
 	var mask []crash.Range
 	for _, name := range d.policy.Slots {
@@ -486,7 +492,8 @@ func (d *Device) Mask(i *crash.Image) []crash.Range {
 	}
 	p := d.parts["state"]
 	return append(mask, crash.Range{Off: p.Off + boot.RecordSize, Len: raw.TrustStart - boot.RecordSize},
-		crash.Range{Off: p.Off + raw.TrustEnd, Len: p.Len - boot.RecordSize - raw.TrustEnd})
+		crash.Range{Off: p.Off + raw.TrustEnd, Len: raw.WordsAt - raw.TrustEnd},
+		crash.Range{Off: p.Off + raw.WordsAt + boot.RecordSize, Len: p.Len - 2*boot.RecordSize - raw.WordsAt})
 }
 
 // allowed reports whether early boot or the running system may ever write there: the copies of the record, trust files,
@@ -498,7 +505,7 @@ func (d *Device) allowed(off, n int64) (slot string, ok bool) {
 			return "", true
 		}
 	}
-	if off >= p.Off+raw.TrustStart && off+n <= p.Off+raw.TrustEnd {
+	if off == p.Off+raw.WordsAt && n == boot.RecordSize || off >= p.Off+raw.TrustStart && off+n <= p.Off+raw.TrustEnd {
 		return "", true
 	}
 	for _, name := range d.policy.Slots {

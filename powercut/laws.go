@@ -242,6 +242,9 @@ func (w *Watch) found() {
 		w.whole(s)
 	}
 	if store, err := raw.New(w.d.section(w.rec.Peek(), "state")); err == nil && !w.Loose && !w.Decayed {
+		if words, ok := store.LoadWords(); ok && string(words.Text) != lastWords {
+			w.broken(I9, "the kernel's last words are %q", words.Text)
+		}
 		for _, file := range []boot.Hash{s.Trust.File, s.Trust.Pending} {
 			if _, err := store.LoadTrust(file); file != (boot.Hash{}) && err != nil {
 				w.broken(I9, "%v", err)

@@ -96,6 +96,7 @@ type Device struct {
 	RescueRetry time.Duration // first wait in rescue
 	Replug      time.Duration // how long an install waits for its stick when that was pulled out
 	Chance      uint64        // drawn at each boot
+	Words       []byte        // the last words of the last boot's kernel, where it panicked and left some
 
 	Report *status.Report // what happened is added to it
 	Clock  Clock          // nil: the machine's
@@ -147,11 +148,22 @@ func (d *Device) Boot(ctx context.Context, end status.Reason) (Started, error) {
 	}
 	for ctx.Err() == nil {
 		if s, ok := d.try(ctx); ok {
+			d.keepWords()
 			return s, nil
 		}
 		d.wait(ctx)
 	}
 	return Started{}, ctx.Err()
+}
+
+// keepWords keeps what the kernel of the boot before this one said in the end. It is for people: a failure is said, no more.
+func (d *Device) keepWords() {
+	if len(d.Words) == 0 || d.facts.ReadOnly {
+		return
+	}
+	if err := d.Store.SaveWords(boot.Words{Boot: d.state.Boot - 1, Text: d.Words}); err != nil {
+		d.note(err.Error())
+	}
 }
 
 func (d *Device) prepare() {

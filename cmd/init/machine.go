@@ -70,7 +70,8 @@ func loadModule(path, options string) error {
 // lastEnd asks hardware and kernel how the last boot ended. status.None: nobody knows, so it was the power, or an
 // orderly reboot.
 func (d *device) lastEnd() status.Reason {
-	if end := panicked(); end != status.None {
+	var end status.Reason
+	if end, d.words = panicked(); end != status.None {
 		return end
 	}
 	if d.dog != nil && d.dog.CardReset || watchdog.CardReset(watchdog.Find(sysfs)) {
@@ -88,21 +89,26 @@ const lastWords = status.Dir + "/pstore"
 var watchdogPanics = [...]string{"not syncing: watchdog pretimeout event", "not syncing: Software Watchdog Timer expired"}
 
 // panicked says what the kernel's last words are about, if it left some of a panic in pstore: status.Panic, or
-// status.Watchdog where that made it panic. It moves what was left to lastWords so that it is counted once.
-func panicked() status.Reason {
+// status.Watchdog where that made it panic. It moves what was left to lastWords so that it is counted once. words is the last
+// part of it, which is all that outlives the next boot.
+func panicked() (end status.Reason, words []byte) {
 	if _, err := mount.Mount("pstore", pstore, "pstore", "", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC); err != nil && !errors.Is(err, unix.EBUSY) {
-		return status.None
+		return status.None, nil
 	}
 	files, _ := filepath.Glob(pstore + "/dmesg-*")
-	end := status.None
 	for _, f := range files {
 		raw, err := os.ReadFile(f)
 		if err != nil || len(raw) > maxLastWords {
 			continue
 		}
 		text := string(raw)
-		if strings.HasPrefix(text, "Panic#") && end == status.None {
-			end = status.Panic
+		if head, _, _ := strings.Cut(text, "\n"); strings.HasPrefix(head, "Panic#") {
+			if end == status.None {
+				end = status.Panic
+			}
+			if strings.HasSuffix(head, " Part1") { // the parts are numbered from the end
+				words = raw[len(head)+1:]
+			}
 		}
 		if slices.ContainsFunc(watchdogPanics[:], func(s string) bool { return strings.Contains(text, s) }) {
 			end = status.Watchdog
@@ -111,7 +117,7 @@ func panicked() status.Reason {
 			_ = os.WriteFile(filepath.Join(lastWords, filepath.Base(f)), raw, 0o600)
 		}
 	}
-	return end
+	return end, words
 }
 
 const maxLastWords = 256 << 10

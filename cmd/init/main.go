@@ -71,6 +71,7 @@ type device struct {
 	doors   *doors
 	found   resolved
 	report  *status.Report
+	words   []byte  // the kernel's last ones, of the last boot
 	usb     *sticks // nil: no stick can be seen
 	show    *display
 	asked   bool                    // for rescue
@@ -159,7 +160,7 @@ func (d *device) device() *update.Device {
 		Store: d.store(), Policy: boot.PolicyOf(d.cfg, d.trust.Floor), Trust: d.trust, Class: d.cfg.BootSlots()[0].Class,
 		Slots: &slotDoor{d: d, Slots: crew.Slots{Path: d.slotPath}}, Crew: &fedCrew{d.workers(), d},
 		Say: d.con.say, Screen: d.show.rescue, Phase: d.ended, Report: d.report,
-		Rescue: d.asked, RescueRetry: d.cfg.Rescue.Retry, Replug: d.cfg.USB.Replug, Chance: chance(),
+		Rescue: d.asked, RescueRetry: d.cfg.Rescue.Retry, Replug: d.cfg.USB.Replug, Chance: chance(), Words: d.words,
 		Name: d.slotName, Bootname: d.bootname, Step: d.show.step, Progress: d.show.progress, Clock: (*rest)(d), Letter: d.show.letter,
 	}
 	for _, s := range d.cfg.BootSlots() {

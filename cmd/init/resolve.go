@@ -205,6 +205,7 @@ func (s deadStore) Load() (boot.State, boot.LoaderView, error) {
 func (s deadStore) Commit(st boot.State) (boot.State, error)        { return st, s.err }
 func (s deadStore) LoadTrust(boot.Hash) ([]byte, error)             { return nil, s.err }
 func (s deadStore) SaveTrust([]byte, boot.Trust) (boot.Hash, error) { return boot.Hash{}, s.err }
+func (s deadStore) SaveWords(boot.Words) error                      { return s.err }
 func (s deadStore) FindTrust() [][]byte                             { return nil }
 
 // staging finds the staging partition, which is looked for only when something is staged: on the disk that has the slots, or

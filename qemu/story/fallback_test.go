@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"regexp"
 	"testing"
 	"time"
 
@@ -47,6 +48,12 @@ func TestFallback(t *testing.T) {
 			r := vm.Status()
 			if b := slot(r, "B"); b.Reason != tt.reason || b.Good || r.Fallback != tt.reason {
 				t.Errorf("fallback %q, B %+v", r.Fallback, b)
+			}
+			if tt.how == testsystem.Panic {
+				h := vm.Run("/usr/bin/bootcount", "history")
+				if t.Log(h); !regexp.MustCompile(`(?s)in boot 4, which ended in a panic:\n.*Kernel panic - not syncing: sysrq triggered crash\n`).MatchString(h) {
+					t.Error("the history has no last words of the kernel")
+				}
 			}
 			vm.Reset()
 			if tt.again {
