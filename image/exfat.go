@@ -23,6 +23,7 @@ const (
 type exVolume struct {
 	f        *os.File
 	start    int64 // of the file system in f, bytes
+	unit     int64 // bytes of a sector
 	sectors  int64
 	cluster  int64 // bytes
 	tables   int64 // sectors of the table
@@ -34,8 +35,8 @@ type exVolume struct {
 }
 
 // newExVolume lays out an exFAT of size bytes at start of f.
-func newExVolume(f *os.File, start, size int64, label string) *exVolume {
-	v := &exVolume{f: f, start: start, sectors: size / sector, cluster: 4 << 10, next: 2, chains: []uint32{0xfffffff8, exEnd}}
+func newExVolume(f *os.File, start, size, unit int64, label string) *exVolume {
+	v := &exVolume{f: f, start: start, unit: unit, sectors: size / unit, cluster: 4 << 10, next: 2, chains: []uint32{0xfffffff8, exEnd}}
 	// Cluster sizes as Windows chooses them.
 	switch {
 	case size > 32<<30:
@@ -44,8 +45,8 @@ func newExVolume(f *os.File, start, size int64, label string) *exVolume {
 		v.cluster = 32 << 10
 	}
 	// One turn more may find that the table has become larger, and so there are fewer clusters; it is large enough then.
-	v.tables = roundUp((size/v.cluster+2)*4, v.cluster) / sector
-	v.clusters = (v.sectors - v.heap()) * sector / v.cluster
+	v.tables = roundUp((size/v.cluster+2)*4, v.cluster) / v.unit
+	v.clusters = (v.sectors - v.heap()) * v.unit / v.cluster
 	v.upper = make([]uint16, 1<<16)
 	for i := range v.upper {
 		v.upper[i] = uint16(i)
@@ -65,7 +66,7 @@ func newExVolume(f *os.File, start, size int64, label string) *exVolume {
 }
 
 // heap is the sector of cluster 2, at a multiple of clusters.
-func (v *exVolume) heap() int64 { return roundUp((exReserved+v.tables)*sector, v.cluster) / sector }
+func (v *exVolume) heap() int64 { return roundUp((exReserved+v.tables)*v.unit, v.cluster) / v.unit }
 
 // take gives the next clusters to n bytes, with a chain where one is asked for.
 func (v *exVolume) take(n int64, chain bool) (uint32, error) {
@@ -88,7 +89,7 @@ func (v *exVolume) take(n int64, chain bool) (uint32, error) {
 }
 
 func (v *exVolume) offset(cluster uint32) int64 {
-	return v.start + v.heap()*sector + int64(cluster-2)*v.cluster
+	return v.start + v.heap()*v.unit + int64(cluster-2)*v.cluster
 }
 
 // fill writes the files and everything around them. The file must read as zeros where nothing is written.
@@ -127,8 +128,8 @@ func (v *exVolume) fill(files []cargo) error {
 		at int64
 	}{
 		{boot, v.start},
-		{boot, v.start + 12*sector},
-		{chains, v.start + exReserved*sector},
+		{boot, v.start + 12*v.unit},
+		{chains, v.start + exReserved*v.unit},
 		{used, v.offset(at[0])},
 		{table, v.offset(at[1])},
 		{v.folder, v.offset(at[2])},
@@ -143,9 +144,9 @@ func (v *exVolume) fill(files []cargo) error {
 // boot makes the twelve boot sectors.
 func (v *exVolume) boot(root uint32) []byte {
 	le := binary.LittleEndian
-	boot := make([]byte, 12*sector)
+	boot := make([]byte, 12*v.unit)
 	copy(boot, "\xeb\x76\x90EXFAT   ")
-	le.PutUint64(boot[64:], uint64(v.start/sector))
+	le.PutUint64(boot[64:], uint64(v.start/v.unit))
 	le.PutUint64(boot[72:], uint64(v.sectors))
 	le.PutUint32(boot[80:], exReserved)
 	le.PutUint32(boot[84:], uint32(v.tables))
@@ -154,18 +155,21 @@ func (v *exVolume) boot(root uint32) []byte {
 	le.PutUint32(boot[96:], root)
 	le.PutUint32(boot[100:], 0x1b0a7000) // serial number: the same files give the same bytes
 	le.PutUint16(boot[104:], 0x0100)
-	boot[108] = 9
-	for n := v.cluster / sector; n > 1; n /= 2 {
+	for n := v.unit; n > 1; n /= 2 {
+		boot[108]++
+	}
+	for n := v.cluster / v.unit; n > 1; n /= 2 {
 		boot[109]++
 	}
 	boot[110] = 1
 	boot[111] = 0x80
 	boot[112] = byte(int64(v.next-2) * 100 / v.clusters)
-	for i := range 9 { // the first and those with more boot code
-		boot[i*sector+510], boot[i*sector+511] = 0x55, 0xaa
+	boot[510], boot[511] = 0x55, 0xaa
+	for i := range int64(8) { // those with more boot code
+		boot[(2+i)*v.unit-2], boot[(2+i)*v.unit-1] = 0x55, 0xaa
 	}
-	sum := exSum(boot[:11*sector], []int{106, 107, 112})
-	for at := 11 * sector; at < len(boot); at += 4 {
+	sum := exSum(boot[:11*v.unit], []int{106, 107, 112})
+	for at := 11 * v.unit; at < int64(len(boot)); at += 4 {
 		le.PutUint32(boot[at:], sum)
 	}
 	return boot

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -28,9 +29,10 @@ const (
 
 // StickOptions say what a stick is like.
 type StickOptions struct {
-	WholeDisk bool // without a partition table
-	ExFAT     bool // also where FAT32 would do: exFAT is taken where a file is too large for that
-	Report    bool // with room for the report
+	WholeDisk bool  // without a partition table
+	ExFAT     bool  // also where FAT32 would do: exFAT is taken where a file is too large for that
+	Report    bool  // with room for the report
+	Sector    int64 // bytes, 0: 512; others on exFAT only
 }
 
 // Stick writes a FAT32 or exFAT image with the files in its root folder to the new file out: with an MBR and one partition, or
@@ -71,6 +73,11 @@ func Stick(out string, o StickOptions, files []string) (err error) {
 	// The two tables of FAT32 need 8 bytes for each cluster of 512 (up to 260 MiB) or 4096.
 	size = roundUp(max(size+size/32+8*mib, 64*mib), mib)
 
+	unit := cmp.Or(o.Sector, sector)
+	if unit != sector && (!o.ExFAT || unit != 4096) {
+		return fmt.Errorf("sectors of %d bytes: exFAT may have 512 or 4096, FAT32 has 512 here", unit)
+	}
+
 	return create(out, func(f *os.File) error {
 		start := int64(0)
 		if !o.WholeDisk {
@@ -85,15 +92,15 @@ func Stick(out string, o StickOptions, files []string) (err error) {
 		}
 		if !o.WholeDisk {
 			table := &mbr.Table{
-				LogicalSectorSize: sector, PhysicalSectorSize: sector,
-				Partitions: []*mbr.Partition{{Type: kind, Start: uint32(start / sector), Size: uint32(size / sector)}},
+				LogicalSectorSize: int(unit), PhysicalSectorSize: int(unit),
+				Partitions: []*mbr.Partition{{Type: kind, Start: uint32(start / unit), Size: uint32(size / unit)}},
 			}
 			if err := table.Write(f, start+size); err != nil {
 				return fmt.Errorf("partition table: %w", err)
 			}
 		}
 		if o.ExFAT {
-			return newExVolume(f, start, size, "LIFEBOAT").fill(on)
+			return newExVolume(f, start, size, unit, "LIFEBOAT").fill(on)
 		}
 		return newVolume(f, start, size, "LIFEBOAT").fill(on)
 	})

@@ -127,6 +127,7 @@ func TestStickExFAT(t *testing.T) {
 		size int64
 	}{
 		"small":      {StickOptions{WholeDisk: true, ExFAT: true, Report: true}, 0},
+		"4096":       {StickOptions{WholeDisk: true, ExFAT: true, Sector: 4096}, 0},
 		"300 MiB":    {StickOptions{WholeDisk: true, ExFAT: true}, 300 * mib},
 		"a full FAT": {StickOptions{WholeDisk: true}, maxFATFile + 1},
 	} {
@@ -202,5 +203,41 @@ func TestStickRefuses(t *testing.T) {
 		if left, _ := filepath.Glob(filepath.Dir(out) + "/*"); len(left) > 0 {
 			t.Errorf("left behind: %v", left)
 		}
+	}
+}
+
+// TestPrepareDevice: a device that had a GPT, here a file, becomes a stick with the files.
+func TestPrepareDevice(t *testing.T) {
+	dir := writeFiles(t, map[string]string{"a.raucb": "bundle"})
+	device := filepath.Join(dir, "device")
+	if err := os.WriteFile(device, bytes.Repeat([]byte("EFI PART"), 100*mib/8), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := prepareDevice(device, StickOptions{Report: true}, []string{dir + "/a.raucb"}); err != nil {
+		t.Fatal(err)
+	}
+	view, err := Inspect(t.Context(), device, InspectOptions{})
+	if v, ok := view.(*StickView); err != nil || !ok || len(v.Files) != 2 {
+		t.Errorf("%+v, %v", view, err)
+	}
+	b, err := os.ReadFile(device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(b) != 100*mib || len(bytes.Trim(b[99*mib:], "\x00")) > 0 {
+		t.Errorf("%d bytes, the end is as it was", len(b))
+	}
+	part := device + ".part"
+	if err := os.WriteFile(part, b[stickStart:65*mib], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("fsck.fat", "-n", part).CombinedOutput(); err != nil {
+		t.Errorf("fsck.fat: %v\n%s", err, out)
+	}
+	if err := os.Truncate(device, 10*mib); err != nil {
+		t.Fatal(err)
+	}
+	if err := prepareDevice(device, StickOptions{}, []string{dir + "/a.raucb"}); err == nil || !strings.Contains(err.Error(), "are needed") {
+		t.Errorf("a device of 10 MiB: %v", err)
 	}
 }
