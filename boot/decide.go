@@ -118,9 +118,14 @@ func Begin(s State, end status.Reason, outside bool, p Policy) (next State, look
 		}
 	}
 	s.Last = Last{}
-	if s.Mark == MarkNone {
+	switch s.Mark {
+	case MarkNone:
 		s.Cuts = 0
-	} else {
+	case MarkRepair:
+		s.Cuts = 0
+		s.guardRepair(false)
+		s.log(p, status.EventCut, s.Install.Target, Last{}.end(end), 0, s.Install.Manifest)
+	default:
 		s.Cuts++
 		id := guardUSB
 		switch {
@@ -182,7 +187,7 @@ func Absorb(s State, f Facts, p Policy) (next State, look, attest []string) {
 			s.set(e)
 			continue
 		case seal.Status != SealValid:
-			if noted {
+			if noted && e.Manifest != s.Install.Manifest {
 				// Cut after the wipe: nothing is left of what was there.
 				e = Entry{Slot: slot}
 			}
@@ -310,6 +315,11 @@ func Settle(s State, f Facts, p Policy) (next State, look, attest []string) {
 		if !s.admits(e, p) {
 			s.Slots[i].Reason = status.BelowFloor
 		}
+		if p.Repair && e.Good && e.Tries == p.ConfirmedAttempts-unwell && p.ConfirmedAttempts > unwell && f.Seals[e.Slot].Whole == WholeUnread && !f.ReadOnly {
+			// It was well once. A block that decayed restarts the device and leaves no other trace.
+			attest = append(attest, e.Slot)
+			continue
+		}
 		if e.Tries > 0 || f.ReadOnly {
 			continue
 		}
@@ -322,6 +332,10 @@ func Settle(s State, f Facts, p Policy) (next State, look, attest []string) {
 	}
 	return s, nil, attest
 }
+
+// unwell is after how many boots without "good" in a row the slot of a confirmed system is read whole, once, where what is
+// damaged can be repaired.
+const unwell = 3
 
 // Decide says which slot to start. It never touches anything: the caller makes Decision.State durable, acts, and
 // calls again with new facts when the slot did not start.

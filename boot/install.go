@@ -23,12 +23,22 @@ type Verdict struct {
 	Code int    // of a refusal (reference/trust.md section 1); 0: nothing is wrong with it, there is nothing to do
 	Why  string // in words, when it is not taken
 	Wait bool   // a later boot may take it
+
+	Repair string // it is taken only to repair this slot, whose system it is
 }
 
 // Judge says whether a bundle is to be installed (rules 11, 13, 15, 19): by itself when it is newer, or, where the policy
 // says so, different (but not over a trial that is newer); when it was asked for, also an older one, or one that fell back. In rescue everything at or above the
 // floors is.
 func Judge(s State, o Offer, rescue bool, p Policy) Verdict {
+	v := verdict(s, o, rescue, p)
+	if slot := s.repairs(o, p); slot != "" && !v.Take && v.Code == 0 {
+		return Verdict{Take: true, Repair: slot}
+	}
+	return v
+}
+
+func verdict(s State, o Offer, rescue bool, p Policy) Verdict {
 	f := s.floors(p)
 	if !f.Admit(o.Version, o.Epoch) {
 		return Verdict{Code: 28, Why: fmt.Sprintf("version %q epoch %d is below the floor: version %q epoch %d", o.Version, o.Epoch, f.Version, f.Epoch)}

@@ -112,6 +112,7 @@ const (
 	MarkUSB         // USB modules and sticks
 	MarkRescue      // a stick in rescue
 	MarkStaged      // what is staged
+	MarkRepair      // slots, whole, for a repair
 )
 
 // Rescue is where rescue stands (rule 18).
@@ -176,6 +177,7 @@ type Policy struct {
 	Floors            Floors   // built in
 	PowerLosses       uint8    // how many tries of a round are given back that ended in a power loss; 0: all count
 	Different         bool     // a bundle is taken by itself when it is no slot's, newer or not
+	Repair            bool     // a damaged slot may be copied from another
 	MinVersion        string   // below it nothing is installed; what is installed is booted
 	Staging           bool     // there is a place where a bundle may be staged
 }
@@ -189,7 +191,7 @@ func PolicyOf(c *config.Config, floor int64) Policy {
 	p := Policy{
 		Attempts: uint8(c.BootAttempts), ConfirmedAttempts: uint8(c.ConfirmedAttempts),
 		Secure: c.Fallback == "secure", Floors: Floors{Time: floor}, MinVersion: c.MinVersion,
-		Different: c.USB.Policy == "different", Staging: c.StagingDevice != "",
+		Different: c.USB.Policy == "different", Repair: c.Rescue.Repair, Staging: c.StagingDevice != "",
 	}
 	if c.PowerLossFree {
 		p.PowerLosses = maxPowerLosses

@@ -362,3 +362,61 @@ func TestInspectStick(t *testing.T) {
 		t.Errorf("a text: %v", err)
 	}
 }
+
+// A group is filled by one bundle, of which each slot has its image; inspect shows when that is not so.
+func TestDiskGroup(t *testing.T) {
+	needMksquashfs(t)
+	now := time.Now()
+	signer, err := newSelf(now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := writeFiles(t, map[string]string{"root.img": strings.Repeat("root", 20_000), "app.img": strings.Repeat("app", 30_000)})
+	c := parseConfig(t, "[slot.appfs.0]\ndevice=PARTLABEL=appfs.0\nparent=rootfs.0\n[slot.appfs.1]\ndevice=PARTLABEL=appfs.1\nparent=rootfs.1\n")
+	o := DiskOptions{Config: c, Keyring: signer.keyring, Now: now, Sign: &Signer{Key: signer.key, Cert: signer.cert, Version: "1.2"}}
+	for want, fill := range map[string][]Fill{
+		"slot appfs.0 goes with rootfs.0: it needs an image too":               {{"rootfs.0", dir + "/root.img"}},
+		"slot appfs.0 goes with rootfs.0, which is to be filled too":           {{"appfs.0", dir + "/app.img"}},
+		"slot rootfs.0 is to be filled twice":                                  {{"rootfs.0", dir + "/root.img"}, {"A", dir + "/root.img"}},
+		"slot appfs.0 is filled by the bundle of rootfs.0, which it goes with": {{"A", "x.raucb"}, {"appfs.0", "y.raucb"}},
+	} {
+		o.Fill = fill
+		if _, err := Disk(t.Context(), o, filepath.Join(t.TempDir(), "disk.img")); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+	o.Fill = []Fill{{"A", dir + "/root.img"}, {"appfs.0", dir + "/app.img"}, {"B", dir + "/app.img"}, {"appfs.1", dir + "/root.img"}}
+	out := filepath.Join(t.TempDir(), "disk.img")
+	r, err := Disk(t.Context(), o, out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Filled) != 4 {
+		t.Errorf("filled: %+v", r.Filled)
+	}
+	seals := func() (list []string) {
+		v, err := Inspect(t.Context(), out, InspectOptions{Config: c})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range v.(*DiskView).Seals {
+			list = append(list, s.Slot+" "+s.Seal)
+		}
+		return list
+	}
+	if d := cmp.Diff([]string{"rootfs.0 valid", "appfs.0 valid", "rootfs.1 valid", "appfs.1 valid"}, seals()); d != "" {
+		t.Error(d)
+	}
+	// The applications change places.
+	f, err := os.OpenFile(out, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	b := make([]byte, placeOf(r.Places, "appfs.0").Size)
+	f.ReadAt(b, placeOf(r.Places, "appfs.1").Start)
+	f.WriteAt(b, placeOf(r.Places, "appfs.0").Start)
+	if d := cmp.Diff([]string{"rootfs.0 valid", "appfs.0 false", "rootfs.1 valid", "appfs.1 valid"}, seals()); d != "" {
+		t.Error(d)
+	}
+}

@@ -242,6 +242,12 @@ func inspectSeal(v SealView, slot *io.SectionReader, o InspectOptions) SealView 
 		v.Why = fmt.Sprintf("the manifest has no image %q", seal.Image)
 		return v
 	}
+	if o.Config != nil {
+		if s, ok := o.Config.SlotByName(v.Slot); ok && s.Class != seal.Image {
+			v.Why = fmt.Sprintf("it is of an image for %q", seal.Image)
+			return v
+		}
+	}
 	v.Seal = "valid"
 	return v
 }

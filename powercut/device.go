@@ -472,6 +472,8 @@ func (r *doors) Run(ctx context.Context, role string, input []byte, src update.S
 				return send(kind, body)
 			}
 		}
+	case update.RoleRepair:
+		m.Slot, m.SlotReader, m.SlotSize = r.slot(slot), r.slot(src.Slot), r.slot(src.Slot).Size()
 	case update.RoleSeal, update.RoleAttest:
 		m.SlotReader, m.SlotSize = r.slot(slot), r.slot(slot).Size()
 	}

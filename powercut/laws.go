@@ -334,6 +334,7 @@ type Want struct {
 	More int
 	// As in Watch.
 	Collateral, Decayed, Loose bool
+	Intact                     []string // slots that hold in the end what their seals say
 }
 
 // most is how many boots a device may need without further cuts (law I6).
@@ -362,6 +363,9 @@ func (w *Watch) Settle(want Want) (boots int) {
 			return boots
 		case well:
 			last, ran = b.Started.Facts.Version, true
+			if slices.ContainsFunc(want.Intact, func(slot string) bool { _, ok := w.d.intact(w.rec.Peek(), slot); return !ok }) {
+				continue
+			}
 			if want.Version == "*" || last == want.Version || want.Or != "" && last == want.Or && refused {
 				return boots
 			}

@@ -225,6 +225,7 @@ func scenarios(t *testing.T) (all []scenario) {
 	}
 	trustScenarios(t, add)
 	groupScenarios(t, add)
+	repairScenarios(t, add)
 	all = append(all, runningScenarios(t)...)
 	return append(all, stagingScenarios(t)...)
 }

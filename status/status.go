@@ -95,11 +95,14 @@ const (
 	EventStateLost                 // both copies of the record were lost
 	EventStaged                    // a bundle was staged for the next boot
 	EventUnstaged                  // what was staged was taken back
+	EventRepair                    // a copy over a damaged slot was noted; Reason says what is wrong with it
+	EventRepaired                  // it was committed
 	kinds
 )
 
 var kindTokens = [kinds]string{
 	"", "boot", "end", "good", "fallback", "install", "installed", "refused", "rescue", "adopted", "cut", "state-lost", "staged", "unstaged",
+	"repair", "repaired",
 }
 
 // String returns the kind's token, or "event-N" for a number of a newer writer.
@@ -269,6 +272,10 @@ func RefusedLine(code int, file, why string) string {
 func FallbackLine(from, to string, r Reason) string {
 	return fmt.Sprintf("fallback from %s to %s reason=%s", from, to, r)
 }
+
+func RepairingLine(slot, from string) string { return "repairing " + slot + " from " + from }
+
+func RepairedLine(slot string) string { return "repaired " + slot }
 
 func RescueLine(r Reason) string { return "rescue reason=" + r.String() }
 

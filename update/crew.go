@@ -17,6 +17,7 @@ type Source struct {
 	Label string  // for people: "sda: QEMU HARDDISK 64 MiB"
 	Path  string  // of its block device
 	Asked bool    // its bundles were asked for (boot.Offer)
+	Slot  string  // repair: the slot that is copied, in place of all of these
 
 	// Lone says that it holds one bundle and no file system: at Offset, of Size bytes; Size 0: where its staging header says.
 	Lone         bool

@@ -17,6 +17,7 @@ const (
 	RoleSeal    = "seal"    // reads a slot's seal
 	RoleAttest  = "attest"  // reads a slot's seal and the whole slot
 	RoleReport  = "report"  // writes the report over the one on a stick, whose only writer it is
+	RoleRepair  = "repair"  // copies a slot's image and tree over another's
 	RoleTrust   = "trust"   // judges keyrings and revocation lists that a scanner found, and has nothing else
 )
 

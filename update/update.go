@@ -146,6 +146,9 @@ func (d *Device) Boot(ctx context.Context, end status.Reason) (Started, error) {
 			d.outside(ctx, false)
 		}
 	}
+	if len(d.Report.Installed) == 0 {
+		d.repair(ctx)
+	}
 	for ctx.Err() == nil {
 		if s, ok := d.try(ctx); ok {
 			d.keepWords()
@@ -367,6 +370,11 @@ func (d *Device) choose(ctx context.Context, sources []Source, rescue bool) bool
 	if len(offers) == 0 {
 		return false
 	}
+	for _, o := range offers {
+		if slot := boot.Holds(d.state, o.Offer, d.Policy); slot != "" && d.facts.Seals[slot].Status == boot.SealUnknown {
+			d.look(ctx, []string{slot}) // it may need the bundle
+		}
+	}
 	d.settle(ctx)
 	// Of equals the first by name is taken, then by the name of its stick.
 	slices.SortStableFunc(offers, func(a, b offer) int {
@@ -490,6 +498,12 @@ func (d *Device) install(ctx context.Context, o offer, rescue bool) bool {
 	if !t.Present && !d.takes(o, rescue) {
 		return false // a slot that had not been looked at holds something newer
 	}
+	repair := boot.Judge(d.state, o.Offer, rescue, d.Policy).Repair
+	if repair != "" && d.damaged(ctx, repair) {
+		t = boot.TargetChoice{Slot: repair}
+	} else if repair != "" {
+		return false // nothing is wrong with it any more
+	}
 	if t.Slot == "" {
 		d.refuse(o.Path, codePolicy, "no slot may be overwritten: the only one that ever said good is kept")
 		if o.src.Lone {
@@ -511,7 +525,11 @@ func (d *Device) install(ctx context.Context, o offer, rescue bool) bool {
 			return false
 		}
 	}
-	if !d.keep(o, boot.Installed(d.state, t.Slot, d.facts.Seals[t.Slot], d.Policy), rescue) {
+	done := boot.Installed(d.state, t.Slot, d.facts.Seals[t.Slot], d.Policy)
+	if repair != "" {
+		done = boot.Repaired(d.state, t.Slot, d.Policy)
+	}
+	if !d.keep(o, done, rescue) {
 		return false
 	}
 	delete(d.facts.Failed, t.Slot)

@@ -26,9 +26,9 @@ type Media struct {
 	Source     io.ReaderAt // scan, check, install: the stick
 	SourceSize int64       // bytes
 	Stick      disk.Device // report: the stick, read-write
-	Slot       disk.Device // install: the target, read-write
-	SlotReader io.ReaderAt // seal, attest: the slot, past every cache
-	SlotSize   int64       // seal, attest: bytes
+	Slot       disk.Device // install, repair: the target, read-write
+	SlotReader io.ReaderAt // seal, attest: the slot, past every cache; repair: the one that is copied
+	SlotSize   int64       // of SlotReader, bytes
 }
 
 // Work does one worker's job and sends its answer. It runs in a confined process in early boot and in this one in
@@ -60,6 +60,8 @@ func Work(ctx context.Context, role string, input []byte, m Media, send func(kin
 		err = w.attest(ctx, false)
 	case RoleAttest:
 		err = w.attest(ctx, true)
+	case RoleRepair:
+		err = w.repair(ctx)
 	case RoleTrust:
 		err = w.renew()
 	case RoleReport:

@@ -15,9 +15,9 @@ var nets = []struct{ name, pkg, run string }{
 	{"crash simulator", "./boot/raw", "."},
 	{"crash simulator", "./staging", "."},
 	{"torn seals", "./slots", "^TestSeal"},
-	{"groups that do not belong together", "./powercut", "^TestGroup"},
+	{"groups and twins", "./powercut", "^(TestGroup|TestRepair)"},
 	{"crash simulator", "./powercut", "^TestCrash$"},
-	{"model", "./boot", "Model"},
+	{"model", "./boot", "Model|Rule22"},
 }
 
 var mutants = []mutant{
@@ -98,6 +98,14 @@ var mutants = []mutant{
 		{"		att, seals[i] = d.attest(ctx, m, true, seals[i])", "\t\twhole := i == len(members)-1\n\t\tif raw := seals[i]; whole {\n\t\t\tatt, seals[i] = d.attest(ctx, m, true, raw)\n\t\t} else {\n\t\t\tcontinue\n\t\t}"},
 	}},
 	{"a seal is taken for one of another class", "update/work.go", []change{{"seal.Image != w.job.Class", "false"}}},
+
+	// Repair.
+	{"a repair is not noted", "update/repair.go", []change{{"if !d.commit(boot.NoteRepair(d.state, target, d.Policy)) {", "if false {"}}},
+	{"a repair forgets its target when it is cut", "boot/decide.go", []change{{"noted && e.Manifest != s.Install.Manifest {", "noted {"}}},
+	{"a copy is not read back", "update/repair.go", []change{{"		a, seal := d.attest(ctx, slot, true, seals[i])\n		if a.Seal.Status != boot.SealValid || a.Seal.Whole != boot.WholeRight ||", "		a, _ := d.attest(ctx, slot, false, seals[i])\n		seal := seals[i]\n		if a.Seal.Status != boot.SealValid ||"}}},
+	{"a copy is not flushed before its seal", "update/repair.go", []change{{"			err = d.Slots.Sync(slot)\n", ""}}},
+	{"a slot is copied that was not read whole", "update/repair.go", []change{{"d.judgeGroup(ctx, source, true); s.Status != boot.SealValid || s.Whole != boot.WholeRight ||", "d.judgeGroup(ctx, source, false); s.Status != boot.SealValid ||"}}},
+	{"a repair is tried at every boot", "boot/repair.go", []change{{"|| s.Guarded(guardRepair) {", "{"}}},
 
 	// Rules.
 	{"the floor rises at install, before the trial", "boot/install.go", []change{{

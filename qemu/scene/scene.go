@@ -215,11 +215,12 @@ type BundleOptions struct {
 	Signer      string // name of certificate and key in Keys, default "release"
 	Bring       string // name of an intermediate certificate that the bundle brings, for example "develop-ca"
 	Epoch       int
-	Meta        string // a further line of [meta.lifeboat]; Epoch must not be 0
-	ImageName   string // file name in the bundle, default "rootfs.img"
+	Meta        string            // a further line of [meta.lifeboat]; Epoch must not be 0
+	ImageName   string            // file name in the bundle, default "rootfs.img"
+	With        map[string]string // further images: class to file
 }
 
-// Bundle makes a bundle of one image for the class rootfs.
+// Bundle makes a bundle of an image for the class rootfs.
 func (s *Scene) Bundle(name, imageFile string, o BundleOptions) (string, error) {
 	for _, d := range []struct {
 		v   *string
@@ -235,6 +236,12 @@ func (s *Scene) Bundle(name, imageFile string, o BundleOptions) (string, error) 
 	}
 	defer os.RemoveAll(in)
 	manifest := fmt.Sprintf("[update]\ncompatible=%s\nversion=%s\n\n[bundle]\nformat=%s\n\n[image.rootfs]\nfilename=%s\n", o.Compatible, o.Version, o.Format, o.ImageName)
+	for _, class := range slices.Sorted(maps.Keys(o.With)) {
+		manifest += fmt.Sprintf("\n[image.%[1]s]\nfilename=%[1]s.img\n", class)
+		if err := os.Link(o.With[class], filepath.Join(in, class+".img")); err != nil {
+			return "", err
+		}
+	}
 	if o.Epoch > 0 {
 		manifest += fmt.Sprintf("\n[meta.lifeboat]\nsecurity-epoch=%d\n%s\n", o.Epoch, o.Meta)
 	}

@@ -27,7 +27,7 @@ import (
 // uids of the workers: nobody else has them, and no two roles share one.
 var uids = map[string]int{
 	update.RoleScan: 65501, update.RoleCheck: 65502, update.RoleInstall: 65503, update.RoleAttest: 65504, update.RoleSeal: 65505, update.RoleTrust: 65506,
-	update.RoleReport: 65507,
+	update.RoleReport: 65507, update.RoleRepair: 65508,
 }
 
 // quick is the CPU time of a worker that reads little. Those that read or write a whole image may take any time as long as
@@ -55,6 +55,14 @@ func (c *Workers) Run(ctx context.Context, role string, input []byte, src update
 		}
 		return err
 	}
+	// What judges a slot reads the medium, not memory.
+	openSlot := func(slot string) error {
+		err := open(c.Slot(slot), os.O_RDONLY|unix.O_DIRECT)
+		if err != nil {
+			err = open(c.Slot(slot), os.O_RDONLY)
+		}
+		return err
+	}
 	defer func() {
 		for _, f := range spec.Files {
 			f.Close()
@@ -76,6 +84,11 @@ func (c *Workers) Run(ctx context.Context, role string, input []byte, src update
 		}
 	case update.RoleTrust, update.RoleReport:
 		spec.CPU, spec.Deadline = quick, time.Minute
+	case update.RoleRepair:
+		if err := openSlot(src.Slot); err != nil {
+			return err
+		}
+		fallthrough
 	case update.RoleInstall:
 		if err := open(c.Slot(slot), os.O_RDWR); err != nil {
 			return err
@@ -84,11 +97,7 @@ func (c *Workers) Run(ctx context.Context, role string, input []byte, src update
 		if role == update.RoleSeal {
 			spec.CPU, spec.Deadline = quick, time.Minute
 		}
-		err := open(c.Slot(slot), os.O_RDONLY|unix.O_DIRECT)
-		if err != nil {
-			err = open(c.Slot(slot), os.O_RDONLY)
-		}
-		if err != nil {
+		if err := openSlot(slot); err != nil {
 			return err
 		}
 	}
@@ -120,7 +129,7 @@ func Work(j *confine.Job) error {
 		files = files[1:]
 		return f, err
 	}
-	reader := j.Role == update.RoleSeal || j.Role == update.RoleAttest
+	reader := j.Role == update.RoleSeal || j.Role == update.RoleAttest || j.Role == update.RoleRepair
 	if !reader && j.Role != update.RoleTrust {
 		f, err := take()
 		if err != nil {
@@ -131,14 +140,7 @@ func Work(j *confine.Job) error {
 			m.Stick = f
 		}
 	}
-	switch {
-	case j.Role == update.RoleInstall:
-		f, err := take()
-		if err != nil {
-			return err
-		}
-		m.Slot = f
-	case reader:
+	if reader {
 		f, err := take()
 		if err != nil {
 			return err
@@ -148,6 +150,13 @@ func Work(j *confine.Job) error {
 			return err
 		}
 		m.SlotReader, m.SlotSize = direct, f.Size()
+	}
+	if j.Role == update.RoleInstall || j.Role == update.RoleRepair {
+		f, err := take()
+		if err != nil {
+			return err
+		}
+		m.Slot = f
 	}
 	return update.Work(context.Background(), j.Role, j.Input, m, j.Send)
 }
