@@ -44,7 +44,7 @@ func Holds(s State, o Offer, p Policy) string {
 
 // repairs returns the damaged slot that an offered bundle is what it was; "" if there is none.
 func (s State) repairs(o Offer, p Policy) string {
-	if !p.Repair || s.Unproven {
+	if !p.Repair || s.Unproven || s.Guarded(GuardID(o.Manifest)) || slices.ContainsFunc(s.Falls, func(f Fall) bool { return f.Manifest == o.Manifest }) {
 		return ""
 	}
 	if i := slices.IndexFunc(s.Slots, func(e Entry) bool { return e.Manifest == o.Manifest && s.damaged(e, p) }); i >= 0 {
@@ -76,6 +76,9 @@ func Repaired(s State, target string, p Policy) State {
 	s.toBack(target)
 	s.Install, s.Mark = Install{}, MarkNone
 	s.unguard(guardRepair)
+	if m := s.Entry(target).Manifest; s.isStaged(m) {
+		s.Staged = Staged{}
+	}
 	s.unguard(GuardID(s.Entry(target).Manifest))
 	s.log(p, status.EventRepaired, target, status.None, 0, s.Entry(target).Manifest)
 	return s

@@ -122,6 +122,19 @@ func TestRule22Offer(t *testing.T) {
 	if v := Judge(s, Offer{Manifest: Hash{3}, Version: "3"}, false, p); !v.Take || v.Repair != "" {
 		t.Errorf("an update: %+v", v)
 	}
+	for name, bad := range map[string]State{
+		"fell back":           {Falls: []Fall{{Manifest: Hash{1}, Evidence: status.Panic}}},
+		"ended its installer": {Guards: []Guard{{ID: GuardID(Hash{1}), Seen: 2, Next: 20}}},
+	} {
+		bad.Boot, bad.Slots = s.Boot, s.Slots
+		if v := Judge(bad, Offer{Manifest: Hash{1}, Version: "1"}, false, p); v.Take {
+			t.Errorf("one that %s: %+v", name, v)
+		}
+	}
+	s.Staged = Staged{Size: 1, Manifest: Hash{1}}
+	if done := Repaired(NoteRepair(s, "a", p), "a", p); !done.Staged.None() {
+		t.Error("what is staged stays")
+	}
 	p.Repair = false
 	if v := Judge(s, Offer{Manifest: Hash{1}, Version: "1"}, false, p); v.Take {
 		t.Errorf("not asked for: %+v", v)

@@ -102,14 +102,14 @@ func TestRepair(t *testing.T) {
 		k, d, disk := twins(t, repair)
 		disk = decayed(d, disk, "rootfs.0", sealOf(d, "rootfs.0"))
 		r := crash.Record(disk)
-		b, err := d.Boot(r, status.None, Observer{})
+		_, err := d.Boot(r, status.None, Observer{})
 		k.must(err)
 		k.must(d.SayGood(r, "rootfs.1", nil))
 		i := decayed(d, r.Image(), "rootfs.1", imageSize/2)
 		tried := 0
 		for range 12 {
 			r := crash.Record(i)
-			b, err = d.Boot(r, status.None, Observer{})
+			b, err := d.Boot(r, status.None, Observer{})
 			k.must(err)
 			if contains(b.Lines, "could not be repaired: slot rootfs.1 (B) is not right itself") {
 				tried++

@@ -28,16 +28,21 @@ type verdict struct {
 func main() {
 	out := flag.String("out", "", "JSON file for the list")
 	only := flag.String("run", "", "regular expression: only mutants whose name matches")
+	net := flag.String("net", "", "regular expression: only nets whose name matches")
 	every := flag.Int("every", 1, "only each N-th mutant: a sample")
 	flag.Parse()
-	if err := run(*out, *only, *every); err != nil {
+	if err := run(*out, *only, *net, *every); err != nil {
 		fmt.Fprintln(os.Stderr, "mutate:", err)
 		os.Exit(1)
 	}
 }
 
-func run(out, only string, every int) error {
+func run(out, only, net string, every int) error {
 	match, err := regexp.Compile(only)
+	if err != nil {
+		return err
+	}
+	matchNet, err := regexp.Compile(net)
 	if err != nil {
 		return err
 	}
@@ -60,7 +65,7 @@ func run(out, only string, every int) error {
 		if i%every != 0 || !match.MatchString(m.name) {
 			continue
 		}
-		v, err := m.try(dir, temp)
+		v, err := m.try(dir, temp, matchNet)
 		if err != nil {
 			return fmt.Errorf("mutant %q: %w", m.name, err)
 		}
@@ -92,7 +97,7 @@ func run(out, only string, every int) error {
 }
 
 // try compiles the nets with one mutant and runs them until one notices.
-func (m mutant) try(root, temp string) (v verdict, err error) {
+func (m mutant) try(root, temp string, net *regexp.Regexp) (v verdict, err error) {
 	v = verdict{Name: m.name, File: m.file}
 	src, err := os.ReadFile(m.file)
 	if err != nil {
@@ -118,6 +123,9 @@ func (m mutant) try(root, temp string) (v verdict, err error) {
 	}
 	start := time.Now()
 	for _, n := range nets {
+		if !net.MatchString(n.name) {
+			continue
+		}
 		cmd := exec.Command("go", "test", "-overlay", overlay, "-short", "-failfast", "-count=1", "-vet=off", "-timeout", "10m", "-run", n.run, n.pkg)
 		text, err := cmd.CombinedOutput()
 		v.Seconds = time.Since(start).Seconds()
