@@ -187,8 +187,8 @@ func Absorb(s State, f Facts, p Policy) (next State, look, attest []string) {
 			s.set(e)
 			continue
 		case seal.Status != SealValid:
-			if noted && e.Manifest != s.Install.Manifest {
-				// Cut after the wipe: nothing is left of what was there.
+			if noted && !(p.Repair && e.Manifest == s.Install.Manifest) {
+				// Cut after the wipe: nothing is left of what was there. What was to be repaired is not forgotten.
 				e = Entry{Slot: slot}
 			}
 			if !e.Empty() || noted {

@@ -101,7 +101,7 @@ var mutants = []mutant{
 
 	// Repair.
 	{"a repair is not noted", "update/repair.go", []change{{"if !d.commit(boot.NoteRepair(d.state, target, d.Policy)) {", "if false {"}}},
-	{"a repair forgets its target when it is cut", "boot/decide.go", []change{{"noted && e.Manifest != s.Install.Manifest {", "noted {"}}},
+	{"a repair forgets its target when it is cut", "boot/decide.go", []change{{"noted && !(p.Repair && e.Manifest == s.Install.Manifest) {", "noted {"}}},
 	{"a copy is not read back", "update/repair.go", []change{{"		a, seal := d.attest(ctx, slot, true, seals[i])\n		if a.Seal.Status != boot.SealValid || a.Seal.Whole != boot.WholeRight ||", "		a, _ := d.attest(ctx, slot, false, seals[i])\n		seal := seals[i]\n		if a.Seal.Status != boot.SealValid ||"}}},
 	{"a copy is not flushed before its seal", "update/repair.go", []change{{"			err = d.Slots.Sync(slot)\n", ""}}},
 	{"a slot is copied that was not read whole", "update/repair.go", []change{{"d.judgeGroup(ctx, source, true); s.Status != boot.SealValid || s.Whole != boot.WholeRight ||", "d.judgeGroup(ctx, source, false); s.Status != boot.SealValid ||"}}},
