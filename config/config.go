@@ -13,6 +13,7 @@ import (
 	"math"
 	"path"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 	"time"
@@ -199,8 +200,9 @@ func Parse(raw []byte) (*Config, error) {
 	if c.Bootloader == "" {
 		return nil, errors.New("[system] bootloader= is missing")
 	}
-	slices.SortStableFunc(c.Slots, func(a, b Slot) int {
-		return cmp.Or(strings.Compare(a.Class, b.Class), a.Index-b.Index)
+	sort.SliceStable(c.Slots, func(i, j int) bool { // as small as it gets in /init
+		a, b := &c.Slots[i], &c.Slots[j]
+		return cmp.Or(strings.Compare(a.Class, b.Class), a.Index-b.Index) < 0
 	})
 	if err := c.checkSlots(lines); err != nil {
 		return nil, err

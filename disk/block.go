@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
+	"sort"
 	"strconv"
 	"strings"
 
@@ -60,9 +60,10 @@ func Blocks(sysfs string) ([]Block, error) {
 			blocks = append(blocks, b)
 		}
 	}
-	slices.SortStableFunc(blocks, func(a, b Block) int {
-		return cmp.Or(cmp.Compare(len(a.Disk), len(b.Disk)), // sdb before sdaa
-			cmp.Compare(a.Disk, b.Disk), cmp.Compare(a.Part, b.Part), cmp.Compare(a.Name, b.Name))
+	sort.SliceStable(blocks, func(i, j int) bool { // as small as it gets in /init
+		a, b := &blocks[i], &blocks[j]
+		return cmp.Or(len(a.Disk)-len(b.Disk), // sdb before sdaa
+			strings.Compare(a.Disk, b.Disk), a.Part-b.Part, strings.Compare(a.Name, b.Name)) < 0
 	})
 	return blocks, nil
 }

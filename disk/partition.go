@@ -2,7 +2,6 @@ package disk
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -10,6 +9,7 @@ import (
 	"hash/crc32"
 	"io"
 	"slices"
+	"sort"
 	"strconv"
 	"unicode/utf16"
 )
@@ -72,7 +72,7 @@ func Partitions(r io.ReaderAt, size int64) ([]Partition, error) {
 	if err := overlaps(parts); err != nil {
 		return nil, err
 	}
-	slices.SortStableFunc(parts, func(a, b Partition) int { return cmp.Compare(a.Index, b.Index) })
+	sort.SliceStable(parts, func(i, j int) bool { return parts[i].Index < parts[j].Index })
 	return parts, nil
 }
 
@@ -93,7 +93,8 @@ func tableError(format string, args ...any) error {
 }
 
 func overlaps(parts []Partition) error {
-	byStart := slices.SortedStableFunc(slices.Values(parts), func(a, b Partition) int { return cmp.Compare(a.Start, b.Start) })
+	byStart := slices.Clone(parts)
+	sort.SliceStable(byStart, func(i, j int) bool { return byStart[i].Start < byStart[j].Start })
 	for i := 1; i < len(byStart); i++ {
 		if a, b := byStart[i-1], byStart[i]; b.Start-a.Start < a.Size {
 			return tableError("partitions %d and %d overlap", a.Index, b.Index)

@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sort"
 	"sync"
 )
 
@@ -294,7 +295,7 @@ func overlap(extents []extent, n uint32) error {
 		}
 		runs[i] = uint64(e.cluster)<<32 | uint64(end-e.at)
 	}
-	slices.Sort(runs)
+	sort.SliceStable(runs, func(i, j int) bool { return runs[i] < runs[j] })
 	for i := 1; i < len(runs); i++ {
 		if prev := runs[i-1]; prev>>32+prev&0xffffffff > runs[i]>>32 {
 			return damaged("a chain of clusters visits cluster %d twice", runs[i]>>32)

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sort"
 	"strings"
 	"time"
 
@@ -377,8 +378,8 @@ func (d *Device) choose(ctx context.Context, sources []Source, rescue bool) bool
 	}
 	d.settle(ctx)
 	// Of equals the first by name is taken, then by the name of its stick.
-	slices.SortStableFunc(offers, func(a, b offer) int {
-		return cmp.Or(strings.Compare(a.Path, b.Path), strings.Compare(a.src.Name, b.src.Name))
+	sort.SliceStable(offers, func(i, j int) bool {
+		return cmp.Or(strings.Compare(offers[i].Path, offers[j].Path), strings.Compare(offers[i].src.Name, offers[j].src.Name)) < 0
 	})
 	for said := false; len(offers) > 0; said = true {
 		held := make([]boot.Offer, len(offers))

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sort"
 
 	"github.com/u-root/u-root/pkg/mount"
 	"golang.org/x/sys/unix"
@@ -61,7 +62,7 @@ func (s *slotDoor) Start(slot string, f slots.Facts, with []update.Member) (err 
 	// Of two places one of which lies in the other the shorter comes first.
 	with = slices.Clone(with)
 	place := func(m update.Member) string { c, _ := s.d.cfg.SlotByName(m.Slot); return c.Mount }
-	slices.SortStableFunc(with, func(a, b update.Member) int { return len(place(a)) - len(place(b)) })
+	sort.SliceStable(with, func(i, j int) bool { return len(place(with[i])) < len(place(with[j])) })
 	for _, m := range with {
 		at := place(m)
 		if at != "" {
