@@ -22,6 +22,7 @@ import (
 	"lifeboat/confine"
 	"lifeboat/disk"
 	"lifeboat/slots"
+	"lifeboat/staging"
 	"lifeboat/status"
 	"lifeboat/update"
 	"lifeboat/update/crew"
@@ -221,86 +222,111 @@ func (p steady) Run(ctx context.Context, role string, input []byte, src update.S
 // source is where the bundle lies.
 type source struct {
 	update.Source
-	*os.File
+	io.Closer
 }
 
 // source opens a file, or takes in standard input. Workers get it by the open file: no name is looked up twice.
 func (s *session) source(ctx context.Context, file string, room int64, m *meter) (source, error) {
-	f, name := os.Stdin, file
-	var err error
-	if file != "-" {
-		if f, err = os.Open(file); err != nil {
-			return source{}, update.Refusal{Path: file, Code: exitIO, Text: err.Error()}
-		}
-	} else {
+	name := file
+	if file == "-" {
 		name = "standard input"
 	}
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		if info.IsDir() {
-			return source{}, update.Refusal{Path: file, Code: exitIO, Text: "it is a folder"}
-		}
-		f, err = spool(ctx, f, room, m)
-	}
-	if err == nil {
-		info, err = f.Stat()
-	}
-	if err != nil {
+	fail := func(err error) (source, error) {
 		var r update.Refusal
 		if errors.As(err, &r) {
 			return source{}, r
 		}
 		return source{}, update.Refusal{Path: name, Code: exitIO, Text: err.Error()}
 	}
-	return source{update.Source{Name: name, Path: fmt.Sprintf("/proc/self/fd/%d", f.Fd()), Asked: true, Lone: true, Size: info.Size()}, f}, nil
+	f, size, err := input(file)
+	if err != nil {
+		return fail(err)
+	}
+	if size == 0 {
+		m.begin("receiving")
+		pipe := &stoppable{ctx, f}
+		if src, err := s.spare(ctx, pipe, m); err != nil || src.Closer != nil {
+			if err != nil {
+				return fail(err)
+			}
+			return src, nil
+		}
+		if f, size, err = spool(pipe, room, m); err != nil {
+			return fail(err)
+		}
+	}
+	at, err := f.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return fail(err)
+	}
+	return source{update.Source{Name: name, Path: fmt.Sprintf("/proc/self/fd/%d", f.Fd()), Asked: true, Lone: true, Offset: at, Size: size}, f}, nil
+}
+
+// spare takes a pipe into the staging partition while nothing is staged there; no record says that something is. Its answer
+// has no Closer where there is no such partition, or it is in use.
+func (s *session) spare(ctx context.Context, pipe io.Reader, m *meter) (source, error) {
+	to, err := s.staging()
+	if err != nil {
+		return source{}, nil
+	}
+	dev := to.Dev.(*disk.File)
+	unlock, err := s.hold()
+	if err == nil {
+		s.state, _, err = s.store.Load()
+		unlock()
+	}
+	if err != nil || !s.state.Staged.None() { // nobody stages anything as long as we have the partition
+		return source{}, errors.Join(err, dev.Close())
+	}
+	place, err := staging.Place(dev.Size(), 0, staging.Area{})
+	var at staging.Area
+	if err == nil {
+		at, err = staging.Write(ctx, dev, pipe, 0, place, staging.Area{}, func(done, total, _ int64) { m.progress(done, total) })
+	}
+	if err != nil {
+		return source{}, errors.Join(err, dev.Close())
+	}
+	return source{update.Source{Name: "standard input", Path: to.Path, Asked: true, Lone: true, Offset: at.Offset, Size: at.Size}, dev}, nil
 }
 
 // spool takes a pipe into a file without a name, as it can be read only once and a bundle begins to make sense at its end.
 // It takes no more than a bundle for the smallest slot can have: image and hash tree uncompressed, and what is around them.
-func spool(ctx context.Context, from io.Reader, room int64, m *meter) (*os.File, error) {
+func spool(pipe io.Reader, room int64, m *meter) (f *os.File, size int64, err error) {
 	dir := os.Getenv("TMPDIR")
 	if dir == "" {
 		dir = "/var/tmp"
 	}
 	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("a file in %s, for what comes through the pipe (TMPDIR names another folder): %w", dir, err)
+		return nil, 0, fmt.Errorf("a file in %s, for what comes through the pipe (TMPDIR names another folder): %w", dir, err)
 	}
-	f := os.NewFile(uintptr(fd), "spool")
-	m.begin("receiving")
-	limit := room + room/64 + 1<<20
-	done := make(chan error, 1)
-	go func() {
-		b := make([]byte, 1<<20)
-		for n := int64(0); ; {
-			k, err := from.Read(b)
-			if n += int64(k); n > limit {
-				done <- update.Refusal{Path: "standard input", Code: exitPolicy, Text: fmt.Sprintf("more than %d bytes: no bundle for these slots is that long", limit)}
-				return
-			}
-			if _, werr := f.Write(b[:k]); werr != nil {
-				done <- fmt.Errorf("%s has no room for the bundle (TMPDIR names another folder): %w", dir, werr)
-				return
-			}
-			m.progress(n, 0)
-			if err != nil {
-				if err == io.EOF {
-					err = nil
-				}
-				done <- err
-				return
-			}
+	f = os.NewFile(uintptr(fd), "spool")
+	defer func() {
+		if err != nil {
+			f.Close()
 		}
 	}()
-	select {
-	case err = <-done:
-	case <-ctx.Done():
-		err = ctx.Err() // whoever reads the pipe is left to it: this process is about to end
+	limit := room + room/64 + 1<<20
+	b := make([]byte, 1<<20)
+	for {
+		n, rerr := pipe.Read(b)
+		if size += int64(n); size > limit {
+			return nil, 0, update.Refusal{Path: "standard input", Code: exitPolicy, Text: fmt.Sprintf("more than %d bytes: no bundle for these slots is that long", limit)}
+		}
+		if _, err := f.Write(b[:n]); err != nil {
+			return nil, 0, fmt.Errorf("%s has no room for the bundle (TMPDIR names another folder): %w", dir, err)
+		}
+		m.progress(size, 0)
+		switch {
+		case rerr == io.EOF && size == 0:
+			return nil, 0, errors.New("nothing came")
+		case rerr == io.EOF:
+			_, err := f.Seek(0, io.SeekStart)
+			return f, size, err
+		case rerr != nil:
+			return nil, 0, rerr
+		}
 	}
-	if err != nil {
-		return nil, err
-	}
-	return f, nil
 }
 
 // event is a line of --json.

@@ -115,9 +115,9 @@ func TestSpool(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
 	quiet := newMeter(io.Discard, os.Stderr, true)
 	const room = 1 << 20
-	for n, code := range map[int]int{0: 0, 3 << 19: 0, 1 << 22: exitPolicy} {
+	for n, code := range map[int]int{1: 0, 3 << 19: 0, 1 << 22: exitPolicy} {
 		want := bytes.Repeat([]byte("bundle"), n/6+1)[:n]
-		f, err := spool(context.Background(), bytes.NewReader(want), room, quiet)
+		f, size, err := spool(bytes.NewReader(want), room, quiet)
 		var r update.Refusal
 		if errors.As(err, &r); r.Code != code || code == 0 && err != nil {
 			t.Errorf("%d bytes: %v", n, err)
@@ -125,9 +125,9 @@ func TestSpool(t *testing.T) {
 		if err != nil {
 			continue
 		}
-		got, err := io.ReadAll(io.NewSectionReader(f, 0, 1<<30))
-		if err != nil || !bytes.Equal(got, want) {
-			t.Errorf("%d bytes: got %d, %v", n, len(got), err)
+		got, err := io.ReadAll(f)
+		if err != nil || !bytes.Equal(got, want) || size != int64(n) {
+			t.Errorf("%d bytes: got %d, size %d, %v", n, len(got), size, err)
 		}
 		f.Close()
 	}
@@ -135,14 +135,18 @@ func TestSpool(t *testing.T) {
 	cancel()
 	r, w := io.Pipe()
 	defer w.Close()
-	if _, err := spool(ctx, r, room, quiet); !errors.Is(err, context.Canceled) {
+	if _, _, err := spool(&stoppable{ctx, r}, room, quiet); !errors.Is(err, context.Canceled) {
 		t.Errorf("stopped: %v", err)
 	}
-	t.Setenv("TMPDIR", "/nowhere")
-	if _, err := spool(context.Background(), bytes.NewReader(nil), room, quiet); err == nil || !strings.Contains(err.Error(), "TMPDIR") {
-		t.Errorf("no folder: %v", err)
+	if _, _, err := spool(bytes.NewReader(nil), room, quiet); err == nil || !strings.Contains(err.Error(), "nothing came") {
+		t.Errorf("an empty pipe: %v", err)
 	}
-	if left, _ := os.ReadDir(os.TempDir()); len(left) > 0 {
-		t.Errorf("left behind: %v", left)
+	left, err := os.ReadDir(os.TempDir())
+	if err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v %v", left, err)
+	}
+	t.Setenv("TMPDIR", "/nowhere")
+	if _, _, err := spool(bytes.NewReader(nil), room, quiet); err == nil || !strings.Contains(err.Error(), "TMPDIR") {
+		t.Errorf("no folder: %v", err)
 	}
 }

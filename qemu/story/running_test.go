@@ -41,7 +41,7 @@ func until(t *testing.T, vm *scene.Device, file, says string) string {
 // bundle, one at a time, stopped and killed without harm, from a file and through a pipe; the next boot tries what it wrote.
 func TestInstallRunning(t *testing.T) {
 	t.Parallel()
-	d := needDevice(t)
+	d := special(t, scene.Options{Config: map[string]string{"staging device": "PARTLABEL=staging"}})
 	update := d.bundle(t, "update.raucb", "2.0", testsystem.Good, testsystem.Options{}, scene.BundleOptions{})
 	b, err := os.ReadFile(update)
 	if err != nil {
@@ -97,10 +97,13 @@ func TestInstallRunning(t *testing.T) {
 	vm.Reset()
 	boots(t, vm, 2, "A", "1.0", "confirmed")
 
-	// Through a pipe.
+	// Through a pipe, by way of the staging partition, where no record says that anything is staged.
 	out := exits(t, vm, 0, `version 2\.0 is in rootfs\.1 \(B\): the next boot tries it`, "feed", "/update.raucb", bootcount, "install", "-")
 	if !regexp.MustCompile(`writing +\[#* *\] +\d+ %`).MatchString(out) {
 		t.Errorf("no progress: %s", out)
+	}
+	if s := vm.Status().State.Staged; s != nil {
+		t.Errorf("staged: %+v", s)
 	}
 	out = exits(t, vm, 0, `"event":"nothing to do"`, bootcount, "install", "--json", "/update.raucb")
 	if peak := regexp.MustCompile(`"peak_kib":(\d+)`).FindStringSubmatch(out); peak == nil {
