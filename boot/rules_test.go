@@ -543,6 +543,38 @@ func TestRule11_AskedFor(t *testing.T) {
 	}
 }
 
+func TestRule12_NoInstallWhileTheRunningSystemIsOnTrial(t *testing.T) {
+	asked := offerOf("3")
+	asked.Asked = true
+	for _, tt := range []struct {
+		name    string
+		s       State
+		o       Offer
+		running string
+		take    bool
+		why     string
+	}{
+		{"on trial", state(entry(b, "2"), entry(a, "1", good)), asked, b, false, "on trial"},
+		{"confirmed", state(entry(b, "2", good), entry(a, "1", good)), asked, b, true, ""},
+		{"the other one is on trial, which is nobody's business", state(entry(b, "2"), entry(a, "1", good)), asked, a, true, ""},
+		{"no entry speaks about it", state(entry(a, "1", good)), asked, b, false, "on trial"},
+		{"what runs itself", state(entry(b, "3", good), entry(a, "1", good)), asked, b, false, "already installed in " + b},
+	} {
+		v := JudgeRunning(tt.s, tt.o, tt.running, available)
+		if v.Take != tt.take || !strings.Contains(v.Why, tt.why) {
+			t.Errorf("%s: %+v", tt.name, v)
+		}
+	}
+	// What is refused is a line of history and nothing else.
+	s := state(entry(b, "2", good), entry(a, "1", good))
+	s.Install, s.Guards = Install{Target: a, Manifest: hash("3")}, []Guard{{ID: GuardID(asked.Manifest), Seen: 1}}
+	got := Denied(s, asked, 21, available)
+	e := got.Events[len(got.Events)-1]
+	if got.Events = got.Events[:len(got.Events)-1]; e.Kind != status.EventRefused || e.Code != 21 || e.Slot != NoSlot || cmp.Diff(s, got, sameState) != "" {
+		t.Errorf("%+v: %s", e, cmp.Diff(s, got, sameState))
+	}
+}
+
 func TestRule12_BadOnTheOnlyGoodAsksForForce(t *testing.T) {
 	s := state(entry(a, "1", good), entry(b, "2"))
 	if _, err := Bad(s, a, false, available); !errors.Is(err, ErrOnlyGood) {
