@@ -125,6 +125,7 @@ func (d *Device) Verify(ctx context.Context, src Source) (Found, error) {
 	default:
 		return f, fmt.Errorf("%w: %s", ErrNothing, v.Why)
 	}
+	d.step(Checking, f.Offer.Version, "")
 	_, err = d.bundleJob(ctx, RoleCheck, src, f, "", d.Progress)
 	return f, err
 }
