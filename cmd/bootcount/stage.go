@@ -46,7 +46,7 @@ func (s *session) stage(out io.Writer, file string, replace, asJSON bool) error 
 		return err
 	}
 	yield()
-	m.begin("stage")
+	m.begin("staging")
 	to.Replace = replace
 	to.Progress = func(done, total, _ int64) { m.progress(done, total) }
 	what, err := d.Stage(ctx, &stoppable{ctx, f}, size, to)
