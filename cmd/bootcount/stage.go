@@ -116,8 +116,14 @@ func (s *session) staging() (to update.Staging, err error) {
 	if to.Path, err = stagingPath(s.cfg, blocks, s.report.Booted); err != nil {
 		return to, err
 	}
-	dev, err := disk.Open(to.Path, true)
+	// Exclusive: not one that is mounted.
+	f, err := os.OpenFile(to.Path, os.O_RDWR|unix.O_EXCL, 0)
 	if err != nil {
+		return to, err
+	}
+	dev, err := disk.NewFile(f)
+	if err != nil {
+		f.Close()
 		return to, err
 	}
 	if err := unix.Flock(int(dev.File().Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {

@@ -83,6 +83,9 @@ func printDisk(w io.Writer, v *image.DiskView) {
 			}
 			fmt.Fprintf(w, "  %s %s: version %q epoch %d tries %d %s %s\n", e.Slot, e.Bootname, e.Version, e.Epoch, e.Tries, good, e.Reason)
 		}
+		if g := s.Staged; g != nil {
+			fmt.Fprintf(w, "  staged: version %q, %d bytes, manifest %s\n", g.Version, g.Size, g.ManifestHash)
+		}
 		for _, e := range s.Events {
 			fmt.Fprintf(w, "  boot %d: %s %s %s\n", e.Boot, e.Event, e.Slot, e.Reason)
 		}
