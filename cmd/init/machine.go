@@ -33,11 +33,21 @@ func mountBasics() error {
 		}
 	}
 	for file, value := range map[string]string{
-		"/proc/sys/kernel/panic": "10", "/proc/sys/kernel/panic_on_oops": "1", "/proc/sys/kernel/printk_devkmsg": "on",
+		panicTimeout: panicPause(readTrimmed(panicTimeout)), "/proc/sys/kernel/panic_on_oops": "1", "/proc/sys/kernel/printk_devkmsg": "on",
 	} {
 		_ = os.WriteFile(file, []byte(value), 0)
 	}
 	return errors.Join(errs...)
+}
+
+const panicTimeout = "/proc/sys/kernel/panic"
+
+// panicPause is how many seconds a panic is shown: what the command line asks for, if the device restarts soon all the same.
+func panicPause(asked string) string {
+	if n, err := strconv.Atoi(asked); err == nil && n != 0 && n <= 60 {
+		return asked
+	}
+	return "10"
 }
 
 // loadModules loads what a list in the initramfs names, in its order: a path and the module's options on each line.

@@ -152,3 +152,12 @@ func TestStagingOf(t *testing.T) {
 		}
 	}
 }
+
+// A panic restarts the device soon, whatever the command line says.
+func TestPanicPause(t *testing.T) {
+	for asked, want := range map[string]string{"": "10", "0": "10", "x": "10", "1": "1", "-1": "-1", "60": "60", "61": "10", "2147483647": "10"} {
+		if got := panicPause(asked); got != want {
+			t.Errorf("%q: %s, want %s", asked, got, want)
+		}
+	}
+}
