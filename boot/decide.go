@@ -38,8 +38,8 @@ type Seal struct {
 	Local    bool // the root hash is not signed
 }
 
-// reason says why a slot with this seal is not booted.
-func (s Seal) reason() status.Reason {
+// Reason says why a slot with this seal is not booted.
+func (s Seal) Reason() status.Reason {
 	switch {
 	case s.Status == SealMissing:
 		return status.SealMissing
@@ -192,7 +192,7 @@ func Absorb(s State, f Facts, p Policy) (next State, look, attest []string) {
 				e = Entry{Slot: slot}
 			}
 			if !e.Empty() || noted {
-				e.Reason = seal.reason()
+				e.Reason = seal.Reason()
 			}
 		case seal.Manifest == e.Manifest:
 			// The entry stands as it was, also when an install was cut before its wipe.
@@ -202,7 +202,7 @@ func Absorb(s State, f Facts, p Policy) (next State, look, attest []string) {
 				attest = append(attest, slot)
 				continue
 			}
-			switch r := seal.reason(); {
+			switch r := seal.Reason(); {
 			case r != status.None:
 				e.Reason = r
 			case repaired:
@@ -269,7 +269,7 @@ func (s State) again(e Entry, p Policy) Entry {
 // adopt makes the entry speak about what the seal says: as new, never good, and with what stands against the slot.
 func (s State) adopt(slot string, seal Seal, p Policy) State {
 	e := fresh(slot, seal, p)
-	e.Reason = seal.reason()
+	e.Reason = seal.Reason()
 	s.set(e)
 	s.log(p, status.EventAdopted, slot, status.None, 0, seal.Manifest)
 	return s

@@ -598,8 +598,10 @@ func (c *Config) checkGroups(lines map[string]int) error {
 				return fmt.Errorf("line %d: [slot.%s]: the class root would be the mapped device lifeboat-root, which is the parent's", line, s.Name)
 			case slices.ContainsFunc(group[:j], func(o Slot) bool { return o.Class == s.Class }):
 				return fmt.Errorf("line %d: [slot.%s] is the second of its class with the parent %s", line, s.Name, b.Name)
-			case s.Mount != "" && slices.ContainsFunc(group[:j], func(o Slot) bool { return o.Mount == s.Mount }):
-				return fmt.Errorf("line %d: [slot.%s] is the second with mount=%s", line, s.Name, s.Mount)
+			case s.Mount != "" && slices.ContainsFunc(group, func(o Slot) bool {
+				return o.Name != s.Name && strings.HasPrefix(s.Mount+"/", o.Mount+"/") && o.Mount != ""
+			}):
+				return fmt.Errorf("line %d: [slot.%s] has mount=%s in the place of another", line, s.Name, s.Mount)
 			case s.Type != "raw" && s.Type != "ext4" && s.Type != "vfat":
 				return fmt.Errorf("line %d: [slot.%s] goes with a slot that is booted and can't be of type %s, use raw", line, s.Name, s.Type)
 			}

@@ -105,11 +105,7 @@ func (d *Device) judgeGroup(ctx context.Context, slot string, whole bool) boot.S
 func joined(s, with boot.Seal) (both boot.Seal, why string) {
 	switch {
 	case with.Status != boot.SealValid:
-		why = map[boot.SealStatus]string{boot.SealMissing: status.SealMissing.String(), boot.SealFalse: status.SealFalse.String()}[with.Status]
-		if why == "" {
-			why = status.Unreadable.String()
-		}
-		return boot.Seal{Status: with.Status}, "reason=" + why
+		return boot.Seal{Status: with.Status}, "reason=" + with.Reason().String()
 	case with.Manifest != s.Manifest:
 		return boot.Seal{Status: boot.SealFalse}, "is of another bundle reason=" + status.SealFalse.String()
 	case with.Whole == boot.WholeDamaged:

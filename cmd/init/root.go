@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
-	"sort"
 
 	"github.com/u-root/u-root/pkg/mount"
 	"golang.org/x/sys/unix"
@@ -59,12 +57,9 @@ func (s *slotDoor) Start(slot string, f slots.Facts, with []update.Member) (err 
 	if info, err := os.Lstat(init); err != nil || info.IsDir() {
 		return fault(status.VerityError, fmt.Errorf("slot %s has no %s", s.d.slotName(slot), s.d.cfg.Init))
 	}
-	// Of two places one of which lies in the other the shorter comes first.
-	with = slices.Clone(with)
-	place := func(m update.Member) string { c, _ := s.d.cfg.SlotByName(m.Slot); return c.Mount }
-	sort.SliceStable(with, func(i, j int) bool { return len(place(with[i])) < len(place(with[j])) })
 	for _, m := range with {
-		at := place(m)
+		c, _ := s.d.cfg.SlotByName(m.Slot)
+		at := c.Mount
 		if at != "" {
 			dir, err := folderIn(newRoot, at)
 			if err != nil {
