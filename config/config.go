@@ -575,6 +575,9 @@ func (c *Config) checkSlots(lines map[string]int) error {
 	if boot > MaxBootSlots {
 		return fmt.Errorf("%d slots have a bootname, at most %d can", boot, MaxBootSlots)
 	}
+	if len(perClass) > 1 {
+		return fmt.Errorf("slots of %d classes have a bootname: a bundle's image for one could not be booted in the other", len(perClass))
+	}
 	return c.checkGroups(lines)
 }
 

@@ -156,6 +156,7 @@ func TestParseRefuses(t *testing.T) {
 		{"parent by bootname", minimal + "[slot.a.0]\ndevice=/dev/x\nparent=A\n", "is no slot"},
 		{"own parent", minimal + "[slot.a.0]\ndevice=/dev/x\nparent=a.0\n", "has a parent itself"},
 		{"five boot slots", minimal + "[slot.a.0]\ndevice=/dev/x\nbootname=C\n[slot.a.1]\ndevice=/dev/y\nbootname=D\n[slot.a.2]\ndevice=/dev/z\nbootname=E\n", "5 slots have a bootname, at most 4 can"},
+		{"boot slots of two classes", minimal + "[slot.a.0]\ndevice=/dev/x\nbootname=C\n", "slots of 2 classes have a bootname"},
 		{"policy of a stick", "[usb]\npolicy=any\n", "is none of: newer, different, rescue-only, off"},
 		{"pattern that climbs", "[usb]\nfiles=*.raucb;../x\n", "not the path of a file on a stick"},
 		{"pattern that is none", "[usb]\nfiles=[\n", "is not a pattern"},

@@ -75,6 +75,9 @@ func (d *Device) copyGroup(ctx context.Context, target, source string, m boot.Ha
 	}
 	d.facts.Seals[target] = boot.Seal{Status: boot.SealMissing}
 	seals := make([][]byte, len(to))
+	version := d.state.Entry(target).Version
+	d.step(Writing, version, target)
+	defer d.step(Idle, "", "")
 	for i, slot := range to {
 		a, err := d.run(ctx, RoleRepair, &job{Manifest: m}, Source{Slot: from[i]}, slot, d.Progress)
 		switch {
@@ -91,6 +94,7 @@ func (d *Device) copyGroup(ctx context.Context, target, source string, m boot.Ha
 		}
 		seals[i] = a.seal
 	}
+	d.step(ReadingBack, version, target)
 	for i, slot := range to {
 		a, seal := d.attest(ctx, slot, true, seals[i])
 		if a.Seal.Status != boot.SealValid || a.Seal.Whole != boot.WholeRight || a.Seal.Manifest != m {
