@@ -348,6 +348,13 @@ func (s *session) show(out io.Writer, asJSON bool) error {
 		how = fmt.Sprintf("on trial, tries left %d", r.Booted.TriesLeft)
 	}
 	fmt.Fprintf(out, "Booted   %s version %s, %s, authentic %s\n", status.SlotName(r.Booted.Slot, r.Booted.Bootname), r.Booted.Version, how, r.Booted.Authenticity)
+	for _, w := range r.Booted.With {
+		at := ""
+		if w.Mount != "" {
+			at = " at " + w.Mount
+		}
+		fmt.Fprintf(out, "With     %s%s (%s)\n", w.Slot, at, w.Mapped)
+	}
 	if w := r.Watchdog; w != nil {
 		how := "it protects early boot only"
 		if !w.Stops {

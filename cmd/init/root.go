@@ -214,6 +214,9 @@ func (d *device) leave(s update.Started) error {
 		Authenticity: boot.Authenticity(!s.Facts.Signed), RootHash: fmt.Sprintf("%x", s.Facts.RootHash), Device: d.slotPath(s.Slot),
 	}
 	for _, m := range s.With {
+		if !m.Facts.Signed {
+			r.Booted.Authenticity = boot.Authenticity(true)
+		}
 		c, _ := d.cfg.SlotByName(m.Slot)
 		r.Booted.With = append(r.Booted.With, status.With{
 			Slot: m.Slot, RootHash: fmt.Sprintf("%x", m.Facts.RootHash), Device: d.slotPath(m.Slot), Mapped: dm.Path(mappedName(m.Class)), Mount: c.Mount,
