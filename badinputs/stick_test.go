@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"os"
 	"path/filepath"
 	"testing"
@@ -224,12 +225,20 @@ func TestFickleSticks(t *testing.T) {
 	k := kit{badinputs.New(t, set, scene.Compatible), t, t.TempDir()}
 	d := k.device(0, nil, false)
 	file := filepath.Join(k.dir, "good.raucb")
-	k.must(os.WriteFile(file, k.Good(), 0o600))
+	good := k.Good()
+	k.must(os.WriteFile(file, good, 0o600))
 	_, err = d.LearnBundle(file, powercut.Healthy)
 	k.must(err)
-	plugged := k.plug([]badinputs.Input{{Row: "0", Name: "good", Make: k.Good}})
-	medium, err := crash.ReadImage(plugged, plugged.size)
-	k.must(err)
+	for _, o := range []image.StickOptions{{}, {ExFAT: true}} {
+		out := filepath.Join(k.dir, "stick")
+		k.must(image.Stick(out, o, []string{file}))
+		medium, err := crash.LoadFile(out)
+		k.must(err)
+		fickleStick(t, d, medium, good, fmt.Sprintf("exFAT %t", o.ExFAT))
+	}
+}
+
+func fickleStick(t *testing.T, d rig, medium *crash.Image, good []byte, name string) {
 	codes := map[string]map[int]int{"fails": {}, "flips": {}, "ends": {}}
 	// try reports whether the bundle was installed.
 	try := func(f fickle) (installed bool, reads int) {
@@ -273,12 +282,19 @@ func TestFickleSticks(t *testing.T) {
 			}
 		}
 	}
-	data := volumeOf(medium).data
-	for end := data + 512; end < data+int64(len(k.Good())); end += 4096 {
+	all := make([]byte, medium.Size())
+	if _, err := medium.ReadAt(all, 0); err != nil && err != io.EOF {
+		t.Fatal(err)
+	}
+	at := bytes.Index(all, good)
+	if at < 0 {
+		t.Fatal("the bundle does not lie in one piece")
+	}
+	for end := int64(at) + 512; end < int64(at+len(good)); end += 4096 {
 		boots++
 		if ok, _ := try(fickle{end: end}); ok {
 			t.Errorf("installed from a stick that ends at %d", end)
 		}
 	}
-	t.Logf("figure: fickle sticks: %d boots, refusals by code %v", boots, codes)
+	t.Logf("figure: fickle sticks, %s: %d boots, refusals by code %v", name, boots, codes)
 }

@@ -688,7 +688,7 @@ func TestExFATMutants(t *testing.T) {
 	rng := rand.New(rand.NewPCG(7, 8))
 	var meter badinputs.Meter
 	opened := 0
-	for i := range fat.Mutants() / 3 {
+	for i := range fat.Mutants() / 9 {
 		for range 1 + rng.IntN(3) {
 			switch rng.IntN(5) {
 			case 0:
