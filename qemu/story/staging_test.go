@@ -104,41 +104,66 @@ func TestStagedPowerCuts(t *testing.T) {
 	t.Logf("seed %d, %d cuts", seed, cuts)
 	random := rand.New(rand.NewPCG(seed, 1))
 	d, disk := harbour(t)
+	factory, err := d.Copy(fileName(t)+"-factory.img", disk)
+	if err != nil {
+		t.Fatal(err)
+	}
 	m := d.Machine(disk)
 	m.WriteRate = 2 << 20
 	vm := scene.Start(t, m)
-	for n := 0; ; n++ {
-		if v := vm.Ready(); v == "2.0" {
-			break
-		}
-		if n == cuts+3 {
-			t.Fatalf("not updated after %d boots; %+v", n, vm.Status().State)
-		}
-		if vm.Status().State.Staged == nil {
-			vm.Run("begin", "/run/stage", bootcount, "stage", "/update.raucb")
-		}
-		if n >= cuts {
-			until(t, vm, "/run/stage", `(?s)is staged.*exit 0`)
-			vm.Reset()
-			continue
-		}
-		// Up to where it is staged, and the next boot has installed it.
-		pause := time.Duration(random.Int64N(int64(3 * time.Second)))
-		if n%2 == 1 {
-			until(t, vm, "/run/stage", `(?s)is staged.*exit 0`)
-			vm.Reset()
-			pause += time.Second
-		}
-		time.Sleep(pause)
-		vm.Cut()
+	on := func() {
+		t.Helper()
 		vm.Expect(scene.Patience, `(?s).*`) // what was said before the cut is over
 		if err := vm.VM.PowerOn(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if r := vm.Status(); r.State.Staged != nil || !slot(r, "B").Good {
-		t.Errorf("staged %+v, B %+v", r.State.Staged, slot(r, "B"))
+	updates := 0
+	settled := false // since the last cut
+	for n, boots := 0, 0; n < cuts || !settled; boots++ {
+		if boots > 3*cuts+6 {
+			t.Fatalf("not updated after %d boots; %+v", boots, vm.Status().State)
+		}
+		if v := vm.Ready(); v == "2.0" {
+			r := vm.Status()
+			if r.State.Staged != nil || !slot(r, "B").Good {
+				t.Fatalf("staged %+v, B %+v", r.State.Staged, slot(r, "B"))
+			}
+			updates++
+			settled = true
+			vm.Cut()
+			if n < cuts { // once more, from where it began
+				if _, err := d.Copy(filepath.Base(disk), factory); err != nil {
+					t.Fatal(err)
+				}
+				on()
+			}
+			continue
+		}
+		waiting := vm.Status().State.Staged != nil
+		if !waiting {
+			vm.Run("begin", "/run/stage", bootcount, "stage", "/update.raucb")
+		}
+		if n < cuts && random.IntN(2) == 0 && !waiting { // cut while it is staged
+			n, settled = n+1, false
+			time.Sleep(time.Duration(random.Int64N(int64(4 * time.Second))))
+			vm.Cut()
+			on()
+			continue
+		}
+		if !waiting {
+			until(t, vm, "/run/stage", `(?s)is staged.*exit 0`)
+		}
+		vm.Reset()
+		if n < cuts { // cut while it is installed
+			n, settled = n+1, false
+			vm.Expect(scene.Patience, `lifeboat: found staged bundle`)
+			time.Sleep(time.Duration(random.Int64N(int64(6 * time.Second))))
+			vm.Cut()
+			on()
+		}
 	}
+	t.Logf("%d cuts, %d updates", cuts, updates)
 }
 
 // A staged bundle that ends its installer is tried twice and then left alone; A boots every time, and to stage it anew
