@@ -134,7 +134,7 @@ func (m mutant) try(root, temp string, net *regexp.Regexp) (v verdict, err error
 			continue
 		case strings.Contains(string(text), "[build failed]"):
 			return v, fmt.Errorf("it does not compile:\n%s", text)
-		case strings.Contains(string(text), "\npanic: "):
+		case strings.HasPrefix(string(text), "panic: ") || strings.Contains(string(text), "\npanic: "):
 			return v, fmt.Errorf("the net itself fails:\n%s", text)
 		}
 		v.Net, v.Example = n.name, firstComplaint(string(text))

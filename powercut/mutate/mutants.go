@@ -13,7 +13,8 @@ type change struct{ old, new string }
 var nets = []struct{ name, pkg, run string }{
 	{"crash simulator", "./powercut", "^(TestLostWrite|TestReset|TestNewestLost|TestFaults|TestCollateral|TestFiftyCuts|TestRandomDepth)$"},
 	{"crash simulator", "./boot/raw", "."},
-	{"crash simulator", "./staging", "."},
+	{"what is staged", "./staging", "."},
+	{"what is staged", "./powercut", "^TestStaged"},
 	{"torn seals", "./slots", "^TestSeal"},
 	{"groups and twins", "./powercut", "^(TestGroup|TestRepair)"},
 	{"crash simulator", "./powercut", "^TestCrash$"},
