@@ -161,7 +161,7 @@ func (b *bench) installRows(kind string, all []*installer) {
 			ratio = c.times.versus(dd, "dd")
 		}
 		if c.goal {
-			goals = append(goals, &goal{c.times.ratio(dd), 1.5, "1.5 x dd"})
+			goals = append(goals, &goal{c.times.ratio(dd), 1 / 0.7, "1.43 x dd (70 % of its speed)"})
 			for _, peer := range all {
 				if peer.short != "" {
 					ratio += ", " + c.times.versus(peer.times, peer.short)
