@@ -58,6 +58,11 @@ func runningScenarios(t *testing.T) (all []scenario) {
 	three = k.file(k.bundle("3", 0, Healthy))
 	d, disk = one(k)
 	add("bootcount install with fallback=secure and good meanwhile", d, disk, install(three, good))
+
+	k = newKit(t, grouped(nil))
+	three = k.file(k.bundle("3", 0, Healthy))
+	d, disk = updates(k)
+	add("bootcount install of two images", d, disk, install(three, nil))
 	return all
 }
 

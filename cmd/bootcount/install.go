@@ -203,6 +203,15 @@ func (running) Start(string, slots.Facts, []update.Member) error {
 	return errors.New("a running system starts no other")
 }
 
+// Wipe makes sure that the slot is not mounted, nor below anything that is.
+func (r running) Wipe(slot string) error {
+	f, err := os.OpenFile(r.Path(slot), os.O_RDWR|unix.O_EXCL, 0)
+	if err != nil {
+		return fmt.Errorf("slot %s is in use: %w", slot, err)
+	}
+	return errors.Join(r.Slots.Wipe(slot), f.Close())
+}
+
 // steady is update.Crew that tells a worker that went wrong from one that was ended together with this process: Ctrl-C
 // and systemd send their signal to both.
 type steady struct{ *crew.Workers }
