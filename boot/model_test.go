@@ -133,9 +133,9 @@ func worlds() (ws []*world) {
 			{2, 1, 0, true, false, 25_000, 0},
 			{2, 2, 1, true, false, 6_000, 0},
 			{2, 2, 2, false, true, 3_000, 0},
-			{2, 1, 0, false, false, 25_000, 1},
-			{2, 2, 0, false, false, 15_000, 2},
-			{2, 1, 1, true, false, 6_000, 1},
+			{2, 1, 0, false, false, 12_000, 1},
+			{2, 2, 0, false, false, 8_000, 2},
+			{2, 1, 1, true, false, 3_000, 1},
 		} {
 			w := newWorld(limit.slots, limit.attempts, secure, 2)
 			w.faults, w.memory, w.most, w.PowerLosses = limit.faults, limit.memory, limit.most, limit.losses
