@@ -35,6 +35,8 @@ func repairScenarios(t *testing.T, add func(name string, d *Device, start *crash
 
 	_, d, disk := twins(t, repair)
 	add("a decayed slot is copied from the other", d, decayed(d, disk, "rootfs.0", imageSize/2), want, nil)
+	lost := decayed(d, decayed(d, disk, "rootfs.0", imageSize/2), "rootfs.0", sealOf(d, "rootfs.0"))
+	add("a slot without a seal is copied from the other", d, lost, Want{Version: "1", Intact: want.Intact}, nil)
 
 	_, d, disk = twins(t, grouped(repair))
 	add("a group is copied from the other", d, decayed(d, disk, "appfs.0", imageSize/2), want, nil)
