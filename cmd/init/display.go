@@ -13,6 +13,7 @@ import (
 type display struct {
 	d   *device
 	led *led
+	shell
 
 	at            update.Step
 	version, slot string
@@ -85,6 +86,7 @@ func (s *display) rescue(r update.Rescue) {
 	}
 	s.waiting, s.drawn = &r, time.Now()
 	s.d.con.show(s.page())
+	s.shell.open(s.d.con)
 }
 
 func (s *display) page() string { return screen.Rescue(s.device(), *s.waiting, time.Now()) }

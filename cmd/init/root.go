@@ -189,6 +189,7 @@ func (d *device) handOver(s update.Started) {
 	for _, m := range s.With {
 		restart(mappedName(m.Class), m.Slot, m.Facts)
 	}
+	d.show.shell.close()
 	d.con.say(status.StartingLine(d.cfg.Init))
 	d.con.unhush()
 	d.enter("hand-over", stepLimit)
