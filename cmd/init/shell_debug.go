@@ -4,6 +4,7 @@ package main
 
 import (
 	"os"
+	"path/filepath"
 	"syscall"
 	"time"
 )
@@ -26,7 +27,11 @@ func (s *shell) open(c *console) {
 			return nil
 		}
 		defer f.Close()
-		p, err := os.StartProcess("/bin/sh", []string{"sh"}, &os.ProcAttr{
+		name := "sh"
+		if to, err := os.Readlink("/bin/sh"); err == nil {
+			name = filepath.Base(to) // u-root's programs are one, which goes by its name
+		}
+		p, err := os.StartProcess("/bin/sh", []string{name}, &os.ProcAttr{
 			Dir: "/", Env: []string{"PATH=/bin:/bbin:/sbin:/usr/bin", "HOME=/", "TERM=linux"},
 			Files: []*os.File{f, f, f}, Sys: &syscall.SysProcAttr{Setsid: true, Setctty: true},
 		})
