@@ -29,7 +29,6 @@ type kindStick struct {
 	path   string // of the image
 	bundle string // file that goes on it
 	name   string // what it is called there
-	at     int64  // where the file system begins, bytes
 }
 
 func (k *kindStick) run(name string, args ...string) {
