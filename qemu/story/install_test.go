@@ -23,7 +23,7 @@ func TestInstall(t *testing.T) {
 		{"rauc xz EC", 0, testsystem.Options{}, scene.BundleOptions{Rauc: true, Compression: "xz"}, "at install only"},
 		{"rauc zstd RSA", 2048, testsystem.Options{}, scene.BundleOptions{Rauc: true}, "at install only"},
 		{"ours zstd", 0, testsystem.Options{}, scene.BundleOptions{}, "every boot"},
-		{"ours lz4 RSA, ext4", 2048, testsystem.Options{Format: "ext4", Size: 12 << 20}, scene.BundleOptions{Compression: "lz4"}, "every boot"},
+		{"ours lz4 RSA, ext4", 2048, testsystem.Options{Format: "ext4", Size: 14 << 20}, scene.BundleOptions{Compression: "lz4"}, "every boot"},
 		{"ours zstd, erofs", 0, testsystem.Options{Format: "erofs"}, scene.BundleOptions{}, "every boot"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
