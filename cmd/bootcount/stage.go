@@ -23,12 +23,6 @@ func (s *session) stage(out io.Writer, file string, replace, asJSON bool) error 
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	debug.SetMemoryLimit(16 << 20)
-	if err := s.writable(); err != nil {
-		return err
-	}
-	if err := s.open(); err != nil {
-		return err
-	}
 	defer s.close()
 	to, err := s.staging()
 	if err != nil {
@@ -80,12 +74,6 @@ func (s *session) stage(out io.Writer, file string, replace, asJSON bool) error 
 
 // unstage takes back what is staged.
 func (s *session) unstage(out io.Writer) error {
-	if err := s.writable(); err != nil {
-		return err
-	}
-	if err := s.open(); err != nil {
-		return err
-	}
 	defer s.close()
 	to, err := s.staging()
 	if err != nil {
@@ -104,8 +92,14 @@ func (s *session) unstage(out io.Writer) error {
 	return nil
 }
 
-// staging opens the staging partition and keeps other writers away from it until it is closed.
+// staging opens the record and the staging partition, and keeps other writers away from the latter until it is closed.
 func (s *session) staging() (to update.Staging, err error) {
+	if err := s.writable(); err != nil {
+		return to, err
+	}
+	if err := s.open(); err != nil {
+		return to, err
+	}
 	if s.cfg.StagingDevice == "" {
 		return to, errors.New("this device has no staging partition: [staging] device= in its system.conf names one")
 	}
