@@ -403,15 +403,7 @@ func (d *Device) choose(ctx context.Context, sources []Source, rescue bool) bool
 	return false
 }
 
-// takes judges a bundle and says why it is not taken.
-func (d *Device) takes(o offer, rescue bool) bool {
-	v := boot.Judge(d.state, o.Offer, rescue, d.Policy)
-	if !v.Take {
-		d.declines(o, v)
-	}
-	return v.Take
-}
-
+// declines says why a bundle is not taken.
 func (d *Device) declines(o offer, v boot.Verdict) {
 	if v.Code != 0 {
 		d.refuse(o.Path, v.Code, v.Why)
@@ -496,10 +488,12 @@ func (d *Device) target(ctx context.Context, o boot.Offer) boot.TargetChoice {
 // install puts one bundle into a slot: five flush points (rule 7). It reports whether a slot is to be tried now.
 func (d *Device) install(ctx context.Context, o offer, rescue bool) bool {
 	t := d.target(ctx, o.Offer)
-	if !t.Present && !d.takes(o, rescue) {
-		return false // a slot that had not been looked at holds something newer
+	v := boot.Judge(d.state, o.Offer, rescue, d.Policy)
+	if !t.Present && !v.Take {
+		d.declines(o, v) // a slot that had not been looked at holds something newer
+		return false
 	}
-	repair := boot.Judge(d.state, o.Offer, rescue, d.Policy).Repair
+	repair := v.Repair
 	if repair != "" && d.damaged(ctx, repair) {
 		t = boot.TargetChoice{Slot: repair}
 	} else if repair != "" {
