@@ -32,7 +32,7 @@ const MaxChildren = 3
 type Config struct {
 	Compatible          string
 	MinVersion          string   // RAUC's min-bundle-version: older bundles are not installed, "": any are
-	Bootloader          string   // "raw"
+	Bootloader          string   // "raw", "grub", "uboot", "sdboot", "efi", "barebox", "raspberrypi" or "custom"
 	BootAttempts        int      // tries of a slot on trial, 1..9
 	BundleFormats       []string // formats that are taken, in the order plain, verity, crypt
 	RequireSignedVerity bool     // refuse a bundle whose images have no signed root hash
@@ -56,6 +56,7 @@ type Config struct {
 	USB      USB
 	Watchdog Watchdog
 	Rescue   Rescue
+	Loader   Loader
 
 	Raw      []byte   // the file as it was read
 	Warnings []string // each with its line
@@ -88,6 +89,16 @@ type Rescue struct {
 	Repair bool          // a damaged slot is copied from one of the same version
 	GPIO   string        // "gpiochip0:17" or "gpiochip0:17:low": held at boot it asks for rescue; "" for none
 	Key    int           // code of a key (linux/input-event-codes.h) that held at boot asks for rescue; 0 for none
+}
+
+// Loader is what [bootloader] says: where the boot loader keeps its variables. Which of it is used depends on Bootloader.
+type Loader struct {
+	Device  string   // partition or disk, as written; see [PartLabel]. "PARTLABEL=esp" by default
+	Files   []string // absolute paths of one or two copies in the FAT file system on Device; nil: the loader's default
+	Offsets []int64  // of one or two copies in a raw area of Device, bytes; nil: files are used
+	Size    int64    // of one copy, bytes; 0: the loader's default
+	Schema  string   // uboot: whose variables, "rauc", "swupdate" or "mender"
+	Program string   // custom: absolute path of the program in the running system
 }
 
 // Slot is one [slot.CLASS.INDEX].
@@ -207,6 +218,9 @@ func Parse(raw []byte) (*Config, error) {
 	if err := c.checkSlots(lines); err != nil {
 		return nil, err
 	}
+	if c.Bootloader != "raw" {
+		c.Loader.Device, c.Loader.Schema = cmp.Or(c.Loader.Device, "PARTLABEL=esp"), cmp.Or(c.Loader.Schema, "rauc")
+	}
 	if c.Watchdog.Timeout > 0 && c.Watchdog.Pretimeout >= c.Watchdog.Timeout {
 		return nil, errors.New("[watchdog] pretimeout= is not below timeout=")
 	}
@@ -230,6 +244,8 @@ func (c *Config) setter(name string) func(entry) error {
 		return one("device", func(v string) error { return device(&c.StateDevice, v) })
 	case "staging":
 		return one("device", func(v string) error { return device(&c.StagingDevice, v) })
+	case "bootloader":
+		return c.loader
 	case "usb":
 		return c.usb
 	case "watchdog":
@@ -258,13 +274,11 @@ func (c *Config) system(e entry) error {
 		return text(&c.Compatible, e.value, 255)
 	case "bootloader":
 		switch e.value {
-		case "raw":
+		case "raw", "grub", "uboot", "sdboot", "efi", "barebox", "raspberrypi", "custom":
 			c.Bootloader = e.value
 			return nil
-		case "barebox", "grub", "uboot", "efi":
-			return fmt.Errorf("%q comes in a later release, use raw", e.value)
-		case "custom", "noop":
-			return fmt.Errorf("RAUC's %q has no counterpart here, use raw", e.value)
+		case "noop":
+			return errors.New("RAUC's noop has no counterpart here, use raw")
 		}
 		return fmt.Errorf("unknown boot loader %q, use raw", clip(e.value))
 	case "boot-attempts":
@@ -319,6 +333,50 @@ func (c *Config) keyring(e entry) error {
 		return nil
 	}
 	return errUnknownKey
+}
+
+func (c *Config) loader(e entry) error {
+	l := &c.Loader
+	switch e.key {
+	case "device":
+		return device(&l.Device, e.value)
+	case "files":
+		for _, f := range strings.Fields(e.value) {
+			if err := absolute(&f, f); err != nil {
+				return err
+			}
+			l.Files = append(l.Files, f)
+		}
+		return upToTwo(len(l.Files))
+	case "offsets":
+		for _, f := range strings.Fields(e.value) {
+			n, err := strconv.ParseInt(f, 0, 64)
+			if err != nil || n < 0 {
+				return fmt.Errorf("%q is no offset in bytes", clip(f))
+			}
+			l.Offsets = append(l.Offsets, n)
+		}
+		return upToTwo(len(l.Offsets))
+	case "size":
+		n, err := strconv.ParseInt(e.value, 0, 64)
+		if err != nil || n < 512 || n > 1<<20 {
+			return errors.New("a size in bytes from 512 to 1048576 is expected")
+		}
+		l.Size = n
+		return nil
+	case "schema":
+		return choice(&l.Schema, e.value, "rauc", "swupdate", "mender")
+	case "program":
+		return absolute(&l.Program, e.value)
+	}
+	return errUnknownKey
+}
+
+func upToTwo(n int) error {
+	if n < 1 || n > 2 {
+		return errors.New("one or two copies are expected")
+	}
+	return nil
 }
 
 func (c *Config) fallback(e entry) error {
