@@ -1,0 +1,154 @@
+package migrate
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// swupdate reads swupdate.cfg, hwrevision, and a sw-description where somebody put one beside them: SWUpdate's own
+// configuration does not say where the copies of the system lie.
+func (d *draft) swupdate() error {
+	file, b := "", []byte(nil)
+	for _, file = range []string{"etc/swupdate.cfg", "etc/swupdate/swupdate.cfg", "swupdate.cfg"} {
+		var err error
+		if b, err = d.read(file); err != nil {
+			return err
+		}
+		if b != nil {
+			break
+		}
+	}
+	if b == nil {
+		return errors.New("there is no etc/swupdate.cfg below " + d.dir)
+	}
+	conf, err := libconfig(b)
+	if err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	if b, _ := d.read("etc/hwrevision"); b != nil {
+		f := strings.Fields(string(b))
+		if len(f) > 0 {
+			d.compatible = f[0]
+		}
+		if len(f) > 1 {
+			d.note(Lost, "/etc/hwrevision: revision %s: a bundle fits by its compatible alone. Revisions that need other images need another one (%s-%s)", f[1], f[0], f[1])
+		}
+	}
+	globals, _ := conf["globals"].(map[string]any)
+	if err := d.swupdateLoader(globals); err != nil {
+		return err
+	}
+	devices, err := d.described()
+	if err != nil {
+		return err
+	}
+	if err := d.twoSlots("swupdate.cfg", devices, [2]string{"A", "B"}); err != nil {
+		return err
+	}
+	purpose := "smimesign"
+	for _, key := range slices.Sorted(maps.Keys(globals)) {
+		v := fmt.Sprint(globals[key])
+		where := "swupdate.cfg globals." + key
+		switch key {
+		case "public-key-file":
+			d.trusts(where, v)
+		case "cert-purpose":
+			if strings.EqualFold(v, "codeSigning") {
+				purpose = "codesign"
+			}
+		case "no-downgrading":
+			d.system = append(d.system, pair{"min-bundle-version", v})
+			d.note(Other, "%s=%s: [system] min-bundle-version; besides, what has said good is never gone below", where, v)
+		case "max-version", "forced-signer-name":
+			d.note(Lost, "%s=%s: NOT CHECKED", where, v)
+		case "no-reinstalling":
+			d.note(Other, "%s: a bundle that a slot holds already is not written again", where)
+		case "aes-key-file", "ca-path":
+			d.note(Lost, "%s: bundles are not encrypted, and no server is asked", where)
+		case "preupdatecmd", "postupdatecmd", "update-type":
+			d.note(Lost, "%s=%s: no program runs while a bundle is installed", where, v)
+		case "bootloader":
+		default:
+			d.note(Lost, "%s: it means nothing here", where)
+		}
+	}
+	d.keyring = append(d.keyring, pair{"check-purpose", purpose})
+	for _, key := range slices.Sorted(maps.Keys(conf)) {
+		switch key {
+		case "globals":
+		case "download", "suricatta", "webserver", "gservice":
+			d.note(Lost, "swupdate.cfg %s: no server is asked; a program of yours brings bundles to \"bootcount install -\" or \"bootcount stage -\"", key)
+		default:
+			d.note(Lost, "swupdate.cfg %s: it means nothing here", key)
+		}
+	}
+	if b, _ := d.read("etc/sw-versions"); b != nil {
+		d.note(Lost, "/etc/sw-versions: images have no versions of their own: a slot is written whole or not at all")
+	}
+	d.note(ByHand, ".swu files are not read: bundles are RAUC's (\"lifeboat bundle create\")")
+	return nil
+}
+
+func (d *draft) swupdateLoader(globals map[string]any) error {
+	loader, _ := globals["bootloader"].(string)
+	if b, _ := d.read("etc/fw_env.config"); loader == "" && b != nil {
+		loader = "uboot"
+	}
+	switch loader {
+	case "uboot":
+		d.bootloader = "uboot"
+		if err := d.environment(); err != nil {
+			return err
+		}
+		d.loader = append(d.loader, pair{"schema", "swupdate"})
+	case "grub":
+		d.bootloader = "grub"
+		d.note(ByHand, "the boot loader is GRUB: install the grub.cfg of \"lifeboat bootloader grub.cfg\"; [bootloader] device= and files= say where its environment lies (by default on PARTLABEL=esp)")
+	default:
+		d.bootloader = "raw"
+		d.note(Other, "boot loader %q: raw, which chooses the slot in early boot; the boot loader starts one kernel and initramfs", loader)
+	}
+	return nil
+}
+
+// described returns the devices of the first image of copies that a sw-description has, as "stable { copy1 { images...".
+func (d *draft) described() ([]string, error) {
+	b, err := d.read("sw-description")
+	if err != nil || b == nil {
+		return nil, err
+	}
+	conf, err := libconfig(b)
+	if err != nil {
+		return nil, fmt.Errorf("sw-description: %w", err)
+	}
+	var devices []string
+	var visit func(m map[string]any, depth int)
+	visit = func(m map[string]any, depth int) {
+		images, _ := m["images"].([]any)
+		for _, i := range images {
+			image, _ := i.(map[string]any)
+			dev, _ := image["device"].(string)
+			kind, _ := image["type"].(string)
+			if dev != "" && (kind == "" || kind == "raw") {
+				if !slices.Contains(devices, dev) {
+					devices = append(devices, dev)
+				}
+				break
+			}
+		}
+		for _, k := range slices.Sorted(maps.Keys(m)) {
+			if sub, ok := m[k].(map[string]any); ok && depth > 0 {
+				visit(sub, depth-1)
+			}
+		}
+	}
+	visit(conf, 4)
+	if len(devices) != 2 {
+		d.note(Other, "sw-description: it names %d devices of systems, not two", len(devices))
+		return nil, nil
+	}
+	return devices, nil
+}
