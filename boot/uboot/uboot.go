@@ -1,0 +1,306 @@
+// Package uboot speaks U-Boot's environment: the variables with which RAUC, SWUpdate and Mender tell U-Boot which slot
+// to start, in files of a FAT file system, in a raw area, on flash.
+//
+// Layout of a copy: le32 CRC-32 (IEEE) of all that follows the header; with two copies one byte flag, which counts up and
+// wraps; NAME=VALUE strings that end with NUL, a further NUL, NULs to the end. With two copies U-Boot goes by the valid
+// one with the newer flag, and what is written goes over the other one: after a power cut there is the old environment or
+// the new one. One copy alone is lost when the power goes while it is written; U-Boot then goes by what is compiled in.
+package uboot
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"lifeboat/boot"
+	"lifeboat/disk"
+)
+
+// Loader is a boot.Loader over U-Boot's environment.
+type Loader struct {
+	copies []disk.Device
+	names  []string
+	schema string
+}
+
+// Schemas: whose variables they are.
+const (
+	RAUC     = "rauc"     // BOOT_ORDER, BOOT_NAME_LEFT
+	SWUpdate = "swupdate" // bootslot (or what the device calls it), ustate, bootcount
+	Mender   = "mender"   // mender_boot_part, upgrade_available, bootcount; bootnames are numbers of partitions
+)
+
+// New returns the Loader on one copy or two, each exactly as large as it is for U-Boot. names are the bootnames of all
+// slots in the order of the configuration; two with the variables of SWUpdate and Mender. It reads nothing.
+func New(copies []disk.Device, names []string, schema string) (*Loader, error) {
+	n := len(copies)
+	if n < 1 || n > 2 || copies[0].Size() != copies[n-1].Size() || copies[0].Size() < minSize || copies[0].Size() > MaxSize {
+		return nil, errors.New("U-Boot's environment: there is one copy, or two of the same size, of at most 1 MiB")
+	}
+	return &Loader{copies, names, schema}, nil
+}
+
+// maxTries is the highest count that every reader of BOOT_NAME_LEFT understands alike: RAUC writes hexadecimal, some
+// boards read decimal.
+const maxTries = 9
+
+// Most is 9 with RAUC's variables. Those of SWUpdate and Mender know a slot that is tried and one to fall back to.
+func (l *Loader) Most() uint8 {
+	if l.schema == RAUC {
+		return maxTries
+	}
+	return 0
+}
+
+func (l *Loader) redundant() bool { return len(l.copies) == 2 }
+
+// found is what the copies hold.
+type found struct {
+	raw   [2][]byte // nil: could not be read
+	env   Env       // that U-Boot goes by
+	at    int       // its copy; -1: none is valid
+	whole bool      // all are valid
+}
+
+// load reads all copies. The error is that of a copy that could not be read.
+func (l *Loader) load() (f found, err error) {
+	f.at, f.whole = -1, true
+	for i, c := range l.copies {
+		b := make([]byte, c.Size())
+		if n, e := c.ReadAt(b, 0); n < len(b) {
+			err, b = e, nil
+		}
+		f.raw[i] = b
+		e, valid := Parse(b, l.redundant())
+		if !valid {
+			f.whole = false
+		} else if f.at < 0 || newer(e.Flag, f.env.Flag) {
+			f.env, f.at = e, i
+		}
+	}
+	return f, err
+}
+
+// named says whose an error is.
+func named(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("U-Boot's environment: %w", err)
+}
+
+// Read returns what U-Boot will do next. A copy that cannot be read counts as damaged while the other one is valid.
+func (l *Loader) Read() (v boot.Vars, err error) {
+	f, err := l.load()
+	switch {
+	case f.at < 0:
+		if err == nil {
+			err = boot.ErrNoVars
+		}
+		return v, named(err)
+	case l.schema == RAUC:
+		return boot.Vars{Order: order(f.env.Vars, l.names)}, nil
+	}
+	v, err = l.trial(f.env.Vars)
+	return v, named(err)
+}
+
+// Write makes v true: with two copies one write over the older one and one flush, with one before it for what the disk
+// may only have in its cache. Nothing is written where that is how it stands, in whole copies. Only sectors are written
+// that change; of one copy that is mostly the first, which holds the checksum and BOOT_*.
+func (l *Loader) Write(v boot.Vars) error { return named(l.write(v)) }
+
+func (l *Loader) write(v boot.Vars) error {
+	f, _ := l.load()
+	if f.at < 0 {
+		f.env.Vars = map[string]string{}
+	}
+	if l.schema == RAUC {
+		setOrder(f.env.Vars, l.names, v.Order)
+	} else {
+		l.setTrial(f.env.Vars, v)
+	}
+	size, to, last := int(l.copies[0].Size()), 0, len(l.copies)-1
+	if f.at >= 0 {
+		if f.whole && string(f.env.Encode(size, l.redundant())) == string(f.raw[f.at]) {
+			return nil
+		}
+		// After a reset the disk may show what it only has in its cache. It has to last before the other copy is
+		// written over.
+		if err := l.copies[f.at].Flush(); err != nil {
+			return err
+		}
+		to = last - f.at
+		last = to
+	}
+	for ; to <= last; to++ {
+		f.env.Flag++
+		b := f.env.Encode(size, l.redundant())
+		if b == nil {
+			return errors.New("it is full")
+		}
+		if err := put(l.copies[to], b, f.raw[to]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// put writes what differs from was, in whole sectors, and reads it back. was is nil where that is not known.
+func put(d disk.Device, b, was []byte) error {
+	from, to := 0, len(b)
+	for was != nil && from < to && b[from] == was[from] {
+		from++
+	}
+	for was != nil && to > from && b[to-1] == was[to-1] {
+		to--
+	}
+	from, to = from&^511, min((to+511)&^511, len(b))
+	if _, err := d.WriteAt(b[from:to], int64(from)); err != nil {
+		return err
+	}
+	if err := d.Flush(); err != nil {
+		return err
+	}
+	back := make([]byte, len(b))
+	if n, err := d.ReadAt(back, 0); n < len(back) {
+		return err
+	}
+	if string(back) != string(b) {
+		return errors.New("something else is read back")
+	}
+	return nil
+}
+
+// defaultTries is what boot scripts take for a counter that is not there.
+const defaultTries = 3
+
+func orderName(bootname string) string { return "BOOT_" + bootname + "_LEFT" }
+
+// order is what RAUC's variables say. What is missing is what boot scripts take for it: all slots, three tries.
+func order(vars map[string]string, names []string) (turns []boot.Turn) {
+	words := strings.Fields(vars["BOOT_ORDER"])
+	if len(words) == 0 {
+		words = names
+	}
+	for _, name := range words {
+		known := func(t boot.Turn) bool { return t.Name == name }
+		if slices.Contains(names, name) && !slices.ContainsFunc(turns, known) {
+			turns = append(turns, boot.Turn{Name: name, Tries: tries(vars[orderName(name)])})
+		}
+	}
+	return turns
+}
+
+// tries reads a counter: the hexadecimal number at its begin, modulo 2^32 and at most 9.
+func tries(s string) uint8 {
+	if s == "" {
+		return defaultTries
+	}
+	var n uint32
+	for i := range len(s) {
+		c := s[i]
+		switch {
+		case c >= '0' && c <= '9':
+			c -= '0'
+		case c|0x20 >= 'a' && c|0x20 <= 'f':
+			c = c | 0x20 - 'a' + 10
+		default:
+			return uint8(min(n, maxTries))
+		}
+		n = n<<4 | uint32(c)
+	}
+	return uint8(min(n, maxTries))
+}
+
+// setOrder never leaves the order empty, which boot scripts take for all slots: those that must not be started have no
+// tries.
+func setOrder(vars map[string]string, names []string, turns []boot.Turn) {
+	var words []string
+	for _, name := range names {
+		vars[orderName(name)] = "0"
+	}
+	for _, t := range turns {
+		words = append(words, t.Name)
+		vars[orderName(t.Name)] = string('0' + min(t.Tries, maxTries))
+	}
+	if len(words) == 0 {
+		words = names
+	}
+	vars["BOOT_ORDER"] = strings.Join(words, " ")
+}
+
+// slotVars are the names under which devices with SWUpdate keep the slot; SWUpdate itself has none.
+var slotVars = []string{"bootslot", "rootpart", "bootpart", "mmcpart"}
+
+// slotVar is the variable that names the slot.
+func (l *Loader) slotVar(vars map[string]string) string {
+	if l.schema == Mender {
+		return "mender_boot_part"
+	}
+	for _, name := range slotVars {
+		if slices.Contains(l.names, vars[name]) {
+			return name
+		}
+	}
+	return slotVars[0]
+}
+
+// trial is what SWUpdate's and Mender's variables say: a slot, and whether it is tried. One that is tried is started
+// until bootcount has reached bootlimit, then the loader goes back to the other one for good.
+func (l *Loader) trial(vars map[string]string) (boot.Vars, error) {
+	slot := vars[l.slotVar(vars)]
+	if !slices.Contains(l.names, slot) {
+		return boot.Vars{}, boot.ErrNoVars
+	}
+	v := boot.Vars{Order: []boot.Turn{{Name: slot}}}
+	for _, name := range l.names {
+		if name != slot {
+			v.Order = append(v.Order, boot.Turn{Name: name})
+		}
+	}
+	state := vars["ustate"]
+	if l.schema == Mender {
+		state = vars["upgrade_available"]
+	}
+	if len(v.Order) < 2 || state != "1" && (state != "2" || l.schema == Mender) {
+		return v, nil
+	}
+	v.Order[0], v.Order[1] = v.Order[1], v.Order[0]
+	limit, err := strconv.Atoi(vars["bootlimit"])
+	if err != nil {
+		limit = 1
+	}
+	if count, _ := strconv.Atoi(vars["bootcount"]); count < limit {
+		v.Next = slot
+	}
+	return v, nil
+}
+
+// setTrial writes what Mender's and SWUpdate's own installs and commits write; SWUpdate's mark of an install that is
+// under way goes.
+func (l *Loader) setTrial(vars map[string]string, v boot.Vars) {
+	name := l.slotVar(vars)
+	slot := v.Next
+	if len(v.Order) > 0 && (slot == "" || slot == v.Order[0].Name) {
+		slot, v.Next = v.Order[0].Name, ""
+	}
+	if slot != "" {
+		vars[name] = slot
+	}
+	pending := "0"
+	if v.Next != "" {
+		pending, vars["bootcount"] = "1", "0"
+	}
+	if l.schema == SWUpdate {
+		vars["ustate"] = pending
+		delete(vars, "recovery_status")
+		return
+	}
+	vars["upgrade_available"] = pending
+	if n, err := strconv.ParseUint(vars[name], 10, 8); err == nil {
+		vars["mender_boot_part_hex"] = strconv.FormatUint(n, 16)
+	}
+}
