@@ -42,6 +42,12 @@ func (d *draft) mender() error {
 		d.note(Lost, "/etc/mender/artifact_info: artifact_group=%s: a bundle fits by its compatible alone", g)
 	}
 
+	var devices []string
+	for _, key := range []string{"RootfsPartA", "RootfsPartB"} {
+		if v := value(key); v != "" {
+			devices = append(devices, v)
+		}
+	}
 	names := [2]string{"A", "B"}
 	if b, _ := d.read("etc/fw_env.config"); b != nil {
 		d.bootloader = "uboot"
@@ -49,17 +55,20 @@ func (d *draft) mender() error {
 			return err
 		}
 		d.loader = append(d.loader, pair{"schema", "mender"})
+		if d.options.Slots != nil {
+			devices = d.options.Slots
+		}
+		for i, dev := range devices[:min(len(devices), 2)] {
+			if names[i] = dev[len(strings.TrimRight(dev, "0123456789")):]; names[i] == "" {
+				names[i] = string(rune('A' + i))
+				d.note(ByHand, "mender.conf %s: what U-Boot knows this slot by is its partition's number: it has to be the bootname", dev)
+			}
+		}
 		d.note(Other, "U-Boot keeps its scripts: mender_boot_part, upgrade_available and bootcount are written as they expect; a slot has one try (bootlimit=1)")
 	} else {
 		d.bootloader = "grub"
 		d.note(Other, "there is no /etc/fw_env.config: the boot loader is GRUB. Mender's scripts and their two environments are not used: install the grub.cfg of \"lifeboat bootloader grub.cfg\"")
 		d.note(ByHand, "[bootloader] device= is the ESP (by default PARTLABEL=esp)")
-	}
-	var devices []string
-	for _, key := range []string{"RootfsPartA", "RootfsPartB"} {
-		if v := value(key); v != "" {
-			devices = append(devices, v)
-		}
 	}
 	if err := d.twoSlots("mender.conf", devices, names); err != nil {
 		return err

@@ -41,11 +41,11 @@ func (d *draft) swupdate() error {
 	if err := d.swupdateLoader(globals); err != nil {
 		return err
 	}
-	devices, err := d.described()
+	devices, names, err := d.described()
 	if err != nil {
 		return err
 	}
-	if err := d.twoSlots("swupdate.cfg", devices, [2]string{"A", "B"}); err != nil {
+	if err := d.twoSlots("swupdate.cfg", devices, names); err != nil {
 		return err
 	}
 	purpose := "smimesign"
@@ -114,17 +114,21 @@ func (d *draft) swupdateLoader(globals map[string]any) error {
 	return nil
 }
 
-// described returns the devices of the first image of copies that a sw-description has, as "stable { copy1 { images...".
-func (d *draft) described() ([]string, error) {
+// described returns the copies of the system that a sw-description has: the device of the first raw image of each, and the
+// value by which the boot loader knows it, as in
+//
+//	stable = { copy1 = { images: ( { device = "/dev/mmcblk0p2"; } ); bootenv: ( { name = "bootslot"; value = "a"; } ); };
+func (d *draft) described() (devices []string, names [2]string, err error) {
+	names = [2]string{"A", "B"}
 	b, err := d.read("sw-description")
 	if err != nil || b == nil {
-		return nil, err
+		return nil, names, err
 	}
 	conf, err := libconfig(b)
 	if err != nil {
-		return nil, fmt.Errorf("sw-description: %w", err)
+		return nil, names, fmt.Errorf("sw-description: %w", err)
 	}
-	var devices []string
+	known := 0
 	var visit func(m map[string]any, depth int)
 	visit = func(m map[string]any, depth int) {
 		images, _ := m["images"].([]any)
@@ -132,12 +136,15 @@ func (d *draft) described() ([]string, error) {
 			image, _ := i.(map[string]any)
 			dev, _ := image["device"].(string)
 			kind, _ := image["type"].(string)
-			if dev != "" && (kind == "" || kind == "raw") {
-				if !slices.Contains(devices, dev) {
-					devices = append(devices, dev)
-				}
-				break
+			if dev == "" || kind != "" && kind != "raw" || slices.Contains(devices, dev) {
+				continue
 			}
+			if devices = append(devices, dev); len(devices) <= 2 {
+				if v := selects(m); v != "" {
+					names[len(devices)-1], known = v, known+1
+				}
+			}
+			break
 		}
 		for _, k := range slices.Sorted(maps.Keys(m)) {
 			if sub, ok := m[k].(map[string]any); ok && depth > 0 {
@@ -148,7 +155,27 @@ func (d *draft) described() ([]string, error) {
 	visit(conf, 4)
 	if len(devices) != 2 {
 		d.note(Other, "sw-description: it names %d devices of systems, not two", len(devices))
-		return nil, nil
+		return nil, names, nil
 	}
-	return devices, nil
+	if known < 2 && d.bootloader != "raw" {
+		d.note(ByHand, "sw-description: the bootnames have to be the values by which the boot loader knows the slots (of bootslot, rootpart, bootpart or mmcpart)")
+	}
+	return devices, names, nil
+}
+
+// selects returns the value by which a copy is selected, "" where none is known.
+func selects(copy map[string]any) string {
+	list, _ := copy["bootenv"].([]any)
+	if list == nil {
+		list, _ = copy["uboot"].([]any)
+	}
+	for _, e := range list {
+		v, _ := e.(map[string]any)
+		name, _ := v["name"].(string)
+		if slices.Contains([]string{"bootslot", "rootpart", "bootpart", "mmcpart"}, name) {
+			value, _ := v["value"].(string)
+			return value
+		}
+	}
+	return ""
 }
