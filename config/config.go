@@ -113,6 +113,10 @@ type Slot struct {
 	Mount       string // where early boot mounts a slot with a parent, below the new root; "": it does not
 	Description string
 	ReadOnly    bool
+
+	// bootloader=efi: the file that the firmware starts, and what it is told. The file is in the partition of the slot that
+	// goes with this one and is not mounted, by default vmlinuz; where there is none, on the boot loader's Device.
+	EFILoader, EFICmdline string
 }
 
 // SlotByName finds a slot by its name ("rootfs.0") or its bootname ("A").
@@ -578,8 +582,12 @@ func (c *Config) slotKey(slot *Slot, e entry) error {
 		return text(&slot.Description, e.value, 255)
 	case "readonly":
 		return boolean(&slot.ReadOnly, e.value)
+	case "efi-loader":
+		return text(&slot.EFILoader, e.value, 255)
+	case "efi-cmdline":
+		return text(&slot.EFICmdline, e.value, 2048)
 	case "allow-mounted", "extra-mkfs-opts", "extra-mount-opts", "install-same", "force-install-same", "ignore-checksum",
-		"resize", "region-start", "region-size", "size-limit", "efi-loader", "efi-cmdline":
+		"resize", "region-start", "region-size", "size-limit":
 		c.warn(e.line, "[slot.%s] %s means nothing here", slot.Name, e.key)
 		return nil
 	}

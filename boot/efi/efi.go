@@ -33,7 +33,7 @@ type Vars interface {
 // Slot is what an entry starts.
 type Slot struct {
 	Name string // bootname
-	File string // on the ESP, for example `\EFI\Linux\A.efi`
+	File string // in its partition, for example `\EFI\Linux\A.efi`; ASCII
 	Args string // the load option's own data, for the kernel its command line; may be empty
 }
 
@@ -41,12 +41,12 @@ type Slot struct {
 type Loader struct {
 	vars  Vars
 	slots []Slot
-	esp   func() (Partition, error)
+	where func(bootname string) (Partition, error)
 }
 
-// New returns the Loader of these slots. esp is asked where an entry is to be made: which partition has its file.
-func New(vars Vars, slots []Slot, esp func() (Partition, error)) *Loader {
-	return &Loader{vars, slots, esp}
+// New returns the Loader of these slots. where is asked when an entry is to be made: which partition has the slot's file.
+func New(vars Vars, slots []Slot, where func(bootname string) (Partition, error)) *Loader {
+	return &Loader{vars, slots, where}
 }
 
 const (
@@ -151,14 +151,14 @@ func (l *Loader) provide(list []byte, name string, order []uint16) ([]byte, erro
 		if s.Name != name {
 			continue
 		}
-		esp, err := l.esp()
+		part, err := l.where(name)
 		if err != nil {
 			return nil, err
 		}
 		for n := range uint16(own) {
 			// A number whose entry is lost is not given to another.
 			if _, err := l.vars.Get(number(n) + Global); err != nil && !slices.Contains(order, n) {
-				return put(list, n), l.set(number(n), option(s, esp))
+				return put(list, n), l.set(number(n), option(s, part))
 			}
 		}
 	}

@@ -73,7 +73,7 @@ var (
 	esp   = Partition{Number: 1, Start: 2048, Size: 131072, GUID: [16]byte{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}}
 )
 
-func open(v Vars) *Loader { return New(v, slots, func() (Partition, error) { return esp, nil }) }
+func open(v Vars) *Loader { return New(v, slots, func(string) (Partition, error) { return esp, nil }) }
 
 // factory is what OVMF has before anything of ours: a setup menu, a disk, a shell; the disk is started.
 func factory() *memory {
@@ -240,7 +240,7 @@ func TestLostAndFound(t *testing.T) {
 		t.Error("a slot that there is not was written")
 	}
 	m.deaf = ""
-	if err := New(m, slots, func() (Partition, error) { return esp, errCut }).Write(vars("recovery")); !errors.Is(err, errCut) {
+	if err := New(m, slots, func(string) (Partition, error) { return esp, errCut }).Write(vars("recovery")); !errors.Is(err, errCut) {
 		t.Errorf("an entry without its partition: %v", err)
 	}
 }
