@@ -64,6 +64,7 @@ type Facts struct {
 	ReadOnly bool                     // the record cannot be written
 	Blind    bool                     // the record cannot be read either
 	Chance   uint64                   // drawn anew at each boot; used when Blind
+	Started  string                   // slot that the boot loader chose and whose kernel runs; "": the choice is ours
 }
 
 // Action is what Decide wants.
@@ -74,6 +75,7 @@ const (
 	Attest                 // read Slots whole, then decide again
 	Boot                   // make State durable, then start Slot
 	GoRescue               // make State durable, then wait for a stick or for the next turn
+	Restart                // make State durable, then restart, so that the boot loader starts Slot
 )
 
 // Fallback is the change from a slot that was given up to the one that is started instead.
@@ -88,7 +90,7 @@ type Decision struct {
 	Action   Action
 	State    State
 	Slots    []string // Look, Attest
-	Slot     string   // Boot
+	Slot     string   // Boot, Restart
 	Trial    bool     // Boot: the slot has not said good
 	Fallback *Fallback
 	Reason   status.Reason // GoRescue
@@ -350,12 +352,17 @@ func Decide(s State, f Facts, p Policy) Decision {
 	first := slices.IndexFunc(s.Slots, func(e Entry) bool { return !e.Empty() || e.Reason != status.None })
 	wish := s.Wish
 	s.Wish = ""
+	turn := s.Turn
+	s.Turn = ""
 	if f.ReadOnly {
 		return s.readOnly(f, p)
 	}
 	slot := ""
 	ordered := false
 	if !f.Rescue {
+		if f.Started != "" && f.Prefer != f.Started {
+			f.Prefer = "" // the kernel that runs is another one's
+		}
 		slot, ordered = s.choose([]string{f.Prefer, wish}, p)
 		if slot == "" {
 			if unseen := s.unseen(f, p); len(unseen) > 0 {
@@ -364,6 +371,19 @@ func Decide(s State, f Facts, p Policy) Decision {
 		}
 	}
 	s.Mark, s.Guards = MarkNone, slices.DeleteFunc(s.Guards, func(g Guard) bool { return g.ID == guardUSB })
+	if f.Started != "" && slot != "" && slot != f.Started {
+		if s.Asked < maxAsked {
+			return s.restart(slot, wish)
+		}
+		// The boot loader does not listen.
+		slot, ordered = f.Started, false
+		if !s.Qualifies(s.Entry(slot), p) {
+			slot = ""
+		}
+	}
+	if slot == "" && turn != "" && turn == f.Started && s.retryable(s.Entry(turn), p) && !f.Rescue && f.Failed[turn] == status.None {
+		return s.start(Decision{Action: Boot, Slot: turn}, p)
+	}
 	if slot == "" {
 		return s.rescue(f, p)
 	}
@@ -381,6 +401,20 @@ func Decide(s State, f Facts, p Policy) Decision {
 	return s.start(d, p)
 }
 
+// maxAsked is how often in a row the boot loader is asked for a slot before what it starts has to do.
+const maxAsked = 2
+
+// restart asks the boot loader for a slot: it is that one's kernel that has to run (rule 23). A wish stands until it is
+// honoured.
+func (s State) restart(slot, wish string) Decision {
+	s.Asked++
+	s.pending = ""
+	if slot == wish {
+		s.Wish = wish
+	}
+	return Decision{Action: Restart, Slot: slot, State: s}
+}
+
 // start notes in the record that a slot is about to be started.
 func (s State) start(d Decision, p Policy) Decision {
 	i := s.index(d.Slot)
@@ -388,6 +422,7 @@ func (s State) start(d Decision, p Policy) Decision {
 	d.Trial = !e.Good
 	e.Booted = s.Boot
 	s.Last = Last{Slot: d.Slot, Trial: d.Trial}
+	s.pending, s.Asked = "", 0
 	if n := len(s.Events) - 1; !d.Trial && n >= 0 && s.Events[n].Kind == status.EventBoot && s.Events[n].Slot == p.Ordinal(d.Slot) {
 		// Ordinary boots in a row take one place of the ring.
 		s.Events[n].Boot, s.Events[n].Time = uint32(s.Boot), 0
@@ -485,6 +520,7 @@ func (s State) rescue(f Facts, p Policy) Decision {
 			return d
 		}
 	}
+	s.pending = ""
 	d := Decision{Action: GoRescue, Reason: status.NoSlot}
 	if f.Rescue {
 		d.Reason = status.Requested
@@ -539,6 +575,10 @@ func (s State) retry(f Facts, p Policy) (Decision, bool) {
 		s.Rescue.Waits++
 	}
 	s.Mark = MarkNone
+	if f.Started != "" && slot != f.Started {
+		s.Turn, s.pending = slot, ""
+		return Decision{Action: Restart, Slot: slot, State: s}, true
+	}
 	return s.start(Decision{Action: Boot, Slot: slot}, p), true
 }
 
@@ -552,6 +592,13 @@ func (s State) readOnly(f Facts, p Policy) Decision {
 		_, failed := f.Failed[e.Slot]
 		if f.Blind && f.Seals[e.Slot].Status == SealValid && !failed || e.Good && e.Reason == status.None {
 			may = append(may, e)
+		}
+	}
+	if f.Started != "" {
+		// Nothing that is told to the boot loader would last; its own count brings the other slot in the end.
+		may = slices.DeleteFunc(may, func(e Entry) bool { return e.Slot != f.Started })
+		if f.Fresh != f.Started {
+			f.Fresh = ""
 		}
 	}
 	if i := s.index(f.Fresh); i >= 0 && (f.Blind || len(may) == 0) {

@@ -247,7 +247,7 @@ func Installed(s State, target string, seal Seal, p Policy) State {
 	}
 	s.set(e)
 	s.toFront(target)
-	s.Install = Install{}
+	s.Install, s.Asked = Install{}, 0
 	s.unguard(GuardID(seal.Manifest))
 	if s.isStaged(seal.Manifest) {
 		s.Staged = Staged{}

@@ -53,6 +53,8 @@ const (
 	fieldTimed    = 15 // events with their times
 	fieldStaged   = 16
 	fieldBack     = 17 // tries that were given back, of the slots that have such
+	fieldTold     = 18 // of devices with a boot loader that chooses
+	fieldTurn     = 19
 )
 
 var (
@@ -190,6 +192,18 @@ func (s State) Encode() ([]byte, error) {
 				}
 			}
 		})
+	}
+	if s.Told.Next != "" || len(s.Told.Order) > 0 {
+		w.field(fieldTold, func(w *writer) {
+			w.str(s.Told.Next[:min(len(s.Told.Next), MaxSlot)])
+			for _, t := range s.Told.Order[:min(len(s.Told.Order), MaxSlots)] {
+				w.str(t.Name[:min(len(t.Name), MaxSlot)])
+				w.u8(t.Tries)
+			}
+		})
+	}
+	if s.Turn != "" || s.Asked > 0 {
+		w.field(fieldTurn, func(w *writer) { w.u8(s.Asked); w.str(s.Turn) })
 	}
 	w.raw(s.unknown)
 	if over := len(w.b) - RecordSize; over > 0 && len(s.Events) > 0 {
@@ -355,6 +369,15 @@ func Decode(b []byte) (State, error) {
 			for len(r.b) > 0 && !r.bad {
 				back[r.str(MaxSlot)] = r.u8()
 			}
+		case fieldTold:
+			s.Told.Next = r.str(MaxSlot)
+			for len(r.b) > 0 && !r.bad {
+				s.Told.Order = append(s.Told.Order, Turn{Name: r.str(MaxSlot), Tries: r.u8()})
+			}
+			r.bad = r.bad || len(s.Told.Order) > MaxSlots
+		case fieldTurn:
+			s.Asked = r.u8()
+			s.Turn = r.str(MaxSlot)
 		default:
 			s.unknown, r.b = append(s.unknown, start[:fieldHeader+len(body)]...), nil
 		}

@@ -43,8 +43,12 @@ type State struct {
 	Rescue   Rescue
 	Last     Last   // what the last boot started
 	Unproven bool   // both records were lost and no slot has said good since (rule 19)
+	Told     Vars   // what stood in the boot loader's place when this record was made
+	Turn     string // slot that the boot loader was asked to start for its turn in rescue
+	Asked    uint8  // restarts in a row for a slot that the boot loader did not start
 	Names    []Name // the configured boot slots in their order, for who reads the record without the configuration
 	Events   []Event
+	pending  string // slot that the boot loader has counted in this boot, and the record has not yet
 	unknown  []byte // fields of a newer writer, kept as they are
 }
 
@@ -180,6 +184,8 @@ type Policy struct {
 	Repair            bool     // a damaged slot may be copied from another
 	MinVersion        string   // below it nothing is installed; what is installed is booted
 	Staging           bool     // there is a place where a bundle may be staged
+	Loader            bool     // a boot loader chooses the slot
+	Most              uint8    // Loader.Most of that one
 }
 
 // maxPowerLosses is Policy.PowerLosses of count=failures. With three attempts a system that says nothing is left after
@@ -193,6 +199,7 @@ func PolicyOf(c *config.Config, floor int64) Policy {
 		Secure: c.Fallback == "secure", Floors: Floors{Time: floor}, MinVersion: c.MinVersion,
 		Different: c.USB.Policy == "different", Repair: c.Rescue.Repair, Staging: c.StagingDevice != "",
 	}
+	p.Loader = c.Bootloader != "raw"
 	if c.PowerLossFree {
 		p.PowerLosses = maxPowerLosses
 	}
@@ -226,6 +233,7 @@ func (s State) Clone() State {
 	s.Guards = slices.Clone(s.Guards)
 	s.Events = slices.Clone(s.Events)
 	s.Names = slices.Clone(s.Names)
+	s.Told.Order = slices.Clone(s.Told.Order)
 	s.unknown = slices.Clone(s.unknown)
 	return s
 }
@@ -373,8 +381,8 @@ func Authenticity(local bool) string {
 
 // LoaderView is what the boot loader says of this boot.
 type LoaderView struct {
-	Chooses bool   // the loader chose the slot and its kernel runs; false: the choice is ours
-	Started string // slot that the loader started, "" when it does not choose
+	Started string // slot that the loader chose and whose kernel runs; "": the choice is ours
+	Vars    *Vars  // what it would do next; nil where there is no loader, or its variables are lost or cannot be read
 }
 
 // Store keeps a State where it survives a power cut.

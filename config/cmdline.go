@@ -15,7 +15,11 @@ const (
 type Cmdline struct {
 	Slot   string // lifeboat.slot=, name or bootname of a slot; not checked against the configuration
 	Rescue bool   // lifeboat.rescue
-	Quiet  bool   // quiet
+	// Started is what the boot loader says that it started: rauc.slot=, a name or bootname; not checked against the
+	// configuration.
+	Started string
+	Root    string // root=, which says what was started where nothing else does
+	Quiet   bool   // quiet
 	// USBDefault is usbcore.authorized_default=, which is for the system that starts: a module that early boot loads gets
 	// no parameters of the command line.
 	USBDefault string
@@ -38,6 +42,12 @@ func ParseCmdline(s string) Cmdline {
 		case "lifeboat.slot":
 			if isSlotName(value) {
 				c.Slot = value
+			}
+		case "root":
+			c.Root = value
+		case "rauc.slot":
+			if isSlotName(value) {
+				c.Started = value
 			}
 		case "lifeboat.rescue":
 			c.Rescue = !assigned || value != "0" && value != "n" && value != "false"

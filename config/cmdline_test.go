@@ -14,7 +14,7 @@ func TestParseCmdline(t *testing.T) {
 		want Cmdline
 	}{
 		{"", Cmdline{}},
-		{"BOOT_IMAGE=/vmlinuz root=/dev/sda1 ro init=/bin/sh rdinit=/x\n", Cmdline{}},
+		{"BOOT_IMAGE=/vmlinuz root=/dev/sda1 ro init=/bin/sh rdinit=/x\n", Cmdline{Root: "/dev/sda1"}},
 		{"console=tty0 console=ttyS0,115200n8 quiet lifeboat.slot=B\n", Cmdline{Slot: "B", Quiet: true, Consoles: []string{"tty0", "ttyS0"}}},
 		{"lifeboat.slot=rootfs.1 lifeboat.rescue", Cmdline{Slot: "rootfs.1", Rescue: true}},
 		{"lifeboat.rescue=1", Cmdline{Rescue: true}},
@@ -52,7 +52,8 @@ func TestHostileCmdlines(t *testing.T) {
 	}
 	for _, line := range append(lines, strings.Join(lines, " ")) {
 		got := ParseCmdline(plain + line)
-		got.USBDefault = "" // for the system that starts
+		got.USBDefault = ""            // for the system that starts
+		got.Started, got.Root = "", "" // asked only where a boot loader chooses, and then it has chosen the kernel too
 		if got.Slot == "C" {
 			got.Slot = ""
 		}

@@ -277,6 +277,9 @@ func RepairingLine(slot, from string) string { return "repairing " + slot + " fr
 
 func RepairedLine(slot string) string { return "repaired " + slot }
 
+// RestartLine says that the boot loader is to start another slot.
+func RestartLine(to string) string { return "restarting into slot " + to }
+
 func RescueLine(r Reason) string { return "rescue reason=" + r.String() }
 
 // StagedFile is how a bundle is called that was staged.

@@ -118,11 +118,12 @@ type Device struct {
 
 // Started is the system that was started: opened, mounted and noted in the record.
 type Started struct {
-	Slot  string
-	Trial bool
-	Facts slots.Facts
-	With  []Member
-	State boot.State
+	Restart bool // nothing was: the device has to restart, so that the boot loader starts Slot
+	Slot    string
+	Trial   bool
+	Facts   slots.Facts
+	With    []Member
+	State   boot.State
 }
 
 // Boot runs the whole sequence and returns when a slot has been started, or ctx has ended. end is how the last boot
@@ -191,9 +192,10 @@ func (d *Device) note(line string) {
 
 // load reads the record; when both copies are lost it is rebuilt from the seals (rule 19).
 func (d *Device) load(ctx context.Context) {
-	s, _, err := d.Store.Load()
+	s, view, err := d.Store.Load()
+	d.facts.Started = view.Started
 	if err == nil {
-		d.state = s
+		d.hear(s, view)
 		d.loadTrust()
 		return
 	}
@@ -204,8 +206,16 @@ func (d *Device) load(ctx context.Context) {
 	}
 	d.findTrust()
 	d.look(ctx, d.Policy.Slots)
-	d.state = boot.Rebuild(d.facts.Seals, d.Policy)
+	d.hear(boot.Rebuild(d.facts.Seals, d.Policy), view)
 	d.keepTrust(ctx)
+}
+
+// hear takes in what the boot loader says (rule 24).
+func (d *Device) hear(s boot.State, view boot.LoaderView) {
+	var heard boot.Heard
+	if d.state, heard = boot.Hear(s, view, d.Policy); heard == boot.HeardForeign {
+		d.note("somebody else has told the boot loader which slots to start: that is taken over")
+	}
 }
 
 // commit makes s durable and current; false when it cannot be written (rule 20).
@@ -291,6 +301,10 @@ func (d *Device) try(ctx context.Context) (Started, bool) {
 			d.Say(status.RescueLine(dec.Reason))
 			d.reason, d.facts.Retry = dec.Reason, false
 			return Started{}, false
+		}
+		if dec.Action == boot.Restart {
+			d.Say(status.RestartLine(d.Bootname(dec.Slot)))
+			return Started{Restart: true, Slot: dec.Slot, State: d.state}, true
 		}
 		d.phase("commit")
 		if f := dec.Fallback; f != nil {

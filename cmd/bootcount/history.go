@@ -21,7 +21,7 @@ func (s *session) history(out io.Writer, asJSON bool) error {
 	events := s.report.State.Events
 	var last *words
 	if s.store != nil {
-		if w, ok := s.store.LoadWords(); ok {
+		if w, ok := s.record.LoadWords(); ok {
 			last = &words{w.Boot, plain(w.Text)}
 		}
 	}

@@ -174,7 +174,8 @@ type session struct {
 	cfg    *config.Config
 	policy boot.Policy
 	dev    *disk.File
-	store  *raw.Store
+	record *raw.Store
+	store  boot.Store // record, and the boot loader's variables where one chooses; nil as record
 	state  boot.State
 }
 
@@ -206,7 +207,13 @@ func (s *session) open() (err error) {
 	if s.dev, err = disk.Open(s.report.StateDev, true); err != nil {
 		return err
 	}
-	s.store, err = raw.New(s.dev)
+	if s.record, err = raw.New(s.dev); err != nil {
+		return err
+	}
+	s.store = s.record
+	if s.policy.Loader {
+		s.store, err = s.tells(s.record)
+	}
 	return err
 }
 
@@ -218,10 +225,16 @@ func (s *session) lock() error {
 	if err := unix.Flock(int(s.dev.File().Fd()), unix.LOCK_EX); err != nil {
 		return fmt.Errorf("lock %s: %w", s.report.StateDev, err)
 	}
-	var err error
-	if s.state, _, err = s.store.Load(); err != nil {
+	return s.load()
+}
+
+// load reads the record, and what the boot loader says.
+func (s *session) load() error {
+	st, view, err := s.store.Load()
+	if err != nil {
 		return fmt.Errorf("read the boot state on %s: %w", s.report.StateDev, err)
 	}
+	s.state, _ = boot.Hear(st, view, s.policy)
 	return nil
 }
 

@@ -107,9 +107,11 @@ func (s *session) staging() (to update.Staging, err error) {
 	if err != nil {
 		return to, err
 	}
-	if to.Path, err = stagingPath(s.cfg, blocks, s.report.Booted); err != nil {
+	b, err := beside(s.cfg.StagingDevice, blocks, s.report.Booted)
+	if err != nil {
 		return to, err
 	}
+	to.Path = b.Path()
 	// Exclusive: not one that is mounted.
 	f, err := os.OpenFile(to.Path, os.O_RDWR|unix.O_EXCL, 0)
 	if err != nil {
@@ -128,21 +130,21 @@ func (s *session) staging() (to update.Staging, err error) {
 	return to, nil
 }
 
-// stagingPath finds the staging partition on the disk from which this system was started, or where the configuration says.
-func stagingPath(c *config.Config, blocks []disk.Block, booted status.Booted) (string, error) {
+// beside finds a partition on the disk from which this system was started, or where the configuration says.
+func beside(device string, blocks []disk.Block, booted status.Booted) (disk.Block, error) {
 	home := ""
 	for _, b := range blocks {
 		if b.Path() == booted.Device {
 			home = b.Disk
 		}
 	}
-	_, label := config.PartLabel(c.StagingDevice)
-	for _, b := range disk.Find(blocks, c.StagingDevice) {
+	_, label := config.PartLabel(device)
+	for _, b := range disk.Find(blocks, device) {
 		if !label || b.Disk == home {
-			return b.Path(), nil
+			return b, nil
 		}
 	}
-	return "", fmt.Errorf("there is no %s on the disk of %s", c.StagingDevice, booted.Device)
+	return disk.Block{}, fmt.Errorf("there is no %s on the disk of %s", device, booted.Device)
 }
 
 // input opens a file, or standard input, and returns its size, 0 where that is not known.

@@ -9,20 +9,19 @@ import (
 	"testing/iotest"
 	"time"
 
-	"lifeboat/config"
 	"lifeboat/disk"
 	"lifeboat/status"
 )
 
-// The staging partition is the one on the disk from which the system was started, or the one that is named.
-func TestStagingPath(t *testing.T) {
+// A partition is meant that is on the disk from which the system was started, or the one that is named.
+func TestBeside(t *testing.T) {
 	block := func(name, on, label string) disk.Block { return disk.Block{Name: name, Disk: on, PartName: label} }
 	blocks := []disk.Block{block("sda1", "sda", "staging"), block("vda1", "vda", "rootfs.0"), block("vda2", "vda", "staging"), block("vdb1", "vdb", "other")}
 	booted := status.Booted{Device: "/dev/vda1"}
 	for device, want := range map[string]string{"PARTLABEL=staging": "/dev/vda2", "/dev/vdb1": "/dev/vdb1", "PARTLABEL=other": "", "/dev/vdc": ""} {
-		got, err := stagingPath(&config.Config{StagingDevice: device}, blocks, booted)
-		if got != want || (err == nil) != (want != "") {
-			t.Errorf("%s is %q, %v; want %q", device, got, err, want)
+		got, err := beside(device, blocks, booted)
+		if (err == nil) != (want != "") || err == nil && got.Path() != want {
+			t.Errorf("%s is %v, %v; want %q", device, got, err, want)
 		}
 	}
 }

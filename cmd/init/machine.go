@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unsafe"
 
 	"github.com/u-root/u-root/pkg/mount"
 	"golang.org/x/sys/unix"
@@ -138,6 +139,16 @@ func forgetPanic() {
 	for _, f := range kept {
 		_ = os.Remove(filepath.Join(pstore, f.Name()))
 	}
+}
+
+// restartWith restarts the machine with a word for its firmware.
+func restartWith(word string) {
+	b, err := unix.BytePtrFromString(word)
+	if err != nil || word == "" {
+		return
+	}
+	_, _, _ = unix.Syscall6(unix.SYS_REBOOT, unix.LINUX_REBOOT_MAGIC1, unix.LINUX_REBOOT_MAGIC2, unix.LINUX_REBOOT_CMD_RESTART2,
+		uintptr(unsafe.Pointer(b)), 0, 0)
 }
 
 // peakRSS returns this process's own peak in KiB.

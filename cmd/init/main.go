@@ -20,7 +20,10 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"lifeboat/boot"
+	"lifeboat/boot/loader"
 	"lifeboat/config"
 	"lifeboat/confine"
 	"lifeboat/disk"
@@ -121,8 +124,11 @@ func run() {
 		d.moved, d.lost = cancel, false
 		u = d.device()
 		var err error
-		if started, err = u.Boot(ctx, end); err == nil {
+		if started, err = u.Boot(ctx, end); err == nil && !started.Restart {
 			break
+		}
+		if err == nil {
+			d.reboot(u.Store)
 		}
 		d.con.alarm(context.Cause(ctx).Error())
 		end, d.asked = status.None, false // that boot ended in rescue
@@ -156,8 +162,10 @@ func (d *device) configure() error {
 
 // device wires the rooms.
 func (d *device) device() *update.Device {
+	policy := boot.PolicyOf(d.cfg, d.trust.Floor)
+	store := d.store(&policy)
 	u := &update.Device{
-		Store: d.store(), Policy: boot.PolicyOf(d.cfg, d.trust.Floor), Trust: d.trust, Class: d.cfg.BootSlots()[0].Class,
+		Store: store, Policy: policy, Trust: d.trust, Class: d.cfg.BootSlots()[0].Class,
 		Slots: &slotDoor{d: d, Slots: crew.Slots{Path: d.slotPath}}, Crew: &fedCrew{d.workers(), d},
 		Say: d.con.say, Screen: d.show.rescue, Phase: d.ended, Report: d.report,
 		Rescue: d.asked, RescueRetry: d.cfg.Rescue.Retry, Replug: d.cfg.USB.Replug, Chance: chance(), Words: d.words,
@@ -182,6 +190,19 @@ func (d *device) device() *update.Device {
 		u.Waits, u.Files, u.Require = d.cfg.USB.Policy == "rescue-only", d.cfg.USB.Files, d.cfg.USB.Require
 	}
 	return u
+}
+
+// reboot restarts the machine, so that the boot loader starts another slot. It does not return.
+func (d *device) reboot(s boot.Store) {
+	forgetPanic()
+	unix.Sync()
+	if l, ok := s.(*loader.Store); ok {
+		restartWith(loader.Reboot(l.Loader))
+	}
+	for {
+		_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+		time.Sleep(stepLimit)
+	}
 }
 
 func (d *device) workers() *crew.Workers {

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"lifeboat/boot"
+	"lifeboat/boot/efi"
+	"lifeboat/boot/loader"
 	"lifeboat/boot/raw"
 	"lifeboat/config"
 	"lifeboat/disk"
@@ -177,8 +179,54 @@ func resolve(cfg *config.Config, blocks []disk.Block) resolved {
 	return resolved{reason: status.NoDisk, why: fmt.Sprintf("no disk has %s", slots[0].Device)}
 }
 
-// store opens the boot state. One that cannot be opened is lost to this boot; the slots still say what they are.
-func (d *device) store() boot.Store {
+// store opens the boot state, and where the boot loader keeps its variables.
+func (d *device) store(p *boot.Policy) boot.Store {
+	record := d.record()
+	if !p.Loader {
+		return record
+	}
+	l, err := d.loader()
+	if err != nil {
+		d.con.say("the boot loader's variables cannot be opened: " + err.Error())
+		l = loader.Dead{Err: err}
+	}
+	p.Most = l.Most()
+	return &loader.Store{Store: record, Loader: l, Policy: *p, Started: d.started(l), Say: d.con.say}
+}
+
+// loader opens the boot loader's own place.
+func (d *device) loader() (boot.Loader, error) {
+	at := loader.Place{EFIVars: efi.Efivars}
+	if d.cfg.Bootloader == "efi" || d.cfg.Bootloader == "sdboot" {
+		if err := at.EFIVars.Mount(); err != nil {
+			d.con.say("EFI variables: " + err.Error())
+		}
+	}
+	var err error
+	if at.Block, err = d.beside(d.cfg.Loader.Device); err != nil && d.cfg.Bootloader != "efi" {
+		return nil, err
+	}
+	return loader.Open(d.cfg, at)
+}
+
+// started is the slot whose kernel runs, as far as anybody says so: the loader on the command line or in its own way, or
+// the root file system that the kernel was told of.
+func (d *device) started(l boot.Loader) string {
+	name := cmp.Or(d.cmd.Started, loader.Started(l))
+	if s, ok := d.cfg.SlotByName(name); ok && s.Bootname != "" {
+		return s.Name
+	}
+	for _, s := range d.cfg.BootSlots() {
+		if d.cmd.Root != "" && (d.cmd.Root == s.Device || d.cmd.Root == d.slotPath(s.Name)) {
+			return s.Name
+		}
+	}
+	d.con.say("the boot loader does not say which slot it started: rauc.slot= is missing on the kernel command line")
+	return ""
+}
+
+// record opens the state partition. One that cannot be opened is lost to this boot; the slots still say what they are.
+func (d *device) record() boot.Store {
 	if d.found.state.Name == "" {
 		return deadStore{fmt.Errorf("there is no partition %s", d.cfg.StateDevice)}
 	}
@@ -208,28 +256,32 @@ func (s deadStore) SaveTrust([]byte, boot.Trust) (boot.Hash, error) { return boo
 func (s deadStore) SaveWords(boot.Words) error                      { return s.err }
 func (s deadStore) FindTrust() [][]byte                             { return nil }
 
-// staging finds the staging partition, which is looked for only when something is staged: on the disk that has the slots, or
-// where the configuration names it. Partitions come one after the other, so that it may be a moment behind the slots.
+// staging finds the staging partition, which is looked for only when something is staged.
 func (d *device) staging() (update.Source, error) {
-	src := update.Source{ID: [8]byte{'s', 't', 'a', 'g', 'i', 'n', 'g'}, Name: "staging"}
-	for end := time.Now().Add(stagingWait); ; time.Sleep(50 * time.Millisecond) {
+	b, err := d.beside(d.cfg.StagingDevice)
+	return update.Source{ID: [8]byte{'s', 't', 'a', 'g', 'i', 'n', 'g'}, Name: "staging", Path: b.Path()}, err
+}
+
+// beside finds a partition on the disk that has the slots, or where the configuration names it. Partitions come one after
+// the other, so that it may be a moment behind the slots.
+func (d *device) beside(device string) (disk.Block, error) {
+	for end := time.Now().Add(besideWait); ; time.Sleep(50 * time.Millisecond) {
 		blocks, err := disk.Blocks(sysfs)
-		if b, ok := stagingOf(d.cfg, blocks, d.found); ok {
-			src.Path = b.Path()
-			return src, nil
+		if b, ok := beside(device, blocks, d.found); ok {
+			return b, nil
 		}
 		if time.Now().After(end) {
-			return src, cmp.Or(err, fmt.Errorf("there is no partition %s", d.cfg.StagingDevice))
+			return disk.Block{}, cmp.Or(err, fmt.Errorf("there is no partition %s", device))
 		}
 	}
 }
 
-const stagingWait = 2 * time.Second
+const besideWait = 2 * time.Second
 
-// stagingOf is pure, as resolve is.
-func stagingOf(cfg *config.Config, blocks []disk.Block, found resolved) (disk.Block, bool) {
-	_, label := config.PartLabel(cfg.StagingDevice)
-	for _, b := range disk.Find(blocks, cfg.StagingDevice) {
+// beside is pure, as resolve is.
+func beside(device string, blocks []disk.Block, found resolved) (disk.Block, bool) {
+	_, label := config.PartLabel(device)
+	for _, b := range disk.Find(blocks, device) {
 		if !label {
 			return b, true
 		}

@@ -137,9 +137,8 @@ func TestSince(t *testing.T) {
 	}
 }
 
-// The staging partition is that of the disk with the slots, or the one that the configuration names.
-func TestStagingOf(t *testing.T) {
-	conf := func(device string) *config.Config { return &config.Config{StagingDevice: device} }
+// What lies beside the slots is on their disk, or where the configuration names it.
+func TestBeside(t *testing.T) {
 	block := func(name, on, label string) disk.Block { return disk.Block{Name: name, Disk: on, PartName: label} }
 	blocks := []disk.Block{
 		block("sda", "sda", ""), block("sda2", "sda", "staging"), block("vda1", "vda", "rootfs.0"), block("vda2", "vda", "staging"),
@@ -147,7 +146,7 @@ func TestStagingOf(t *testing.T) {
 	}
 	found := resolved{slots: map[string]disk.Block{"rootfs.0": blocks[2]}}
 	for device, want := range map[string]string{"PARTLABEL=staging": "vda2", "/dev/vdb2": "vdb2", "PARTLABEL=other": "", "PARTLABEL=none": "", "/dev/vdc": ""} {
-		if b, ok := stagingOf(conf(device), blocks, found); b.Name != want || ok != (want != "") {
+		if b, ok := beside(device, blocks, found); b.Name != want || ok != (want != "") {
 			t.Errorf("%s is %q, want %q", device, b.Name, want)
 		}
 	}

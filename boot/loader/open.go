@@ -1,0 +1,162 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"lifeboat/boot"
+	"lifeboat/boot/efi"
+	"lifeboat/boot/sdboot"
+	"lifeboat/boot/uboot"
+	"lifeboat/config"
+	"lifeboat/disk"
+	"lifeboat/fat"
+)
+
+// Place is where the variables of a boot loader are found on this machine.
+type Place struct {
+	Block   disk.Block // that [bootloader] device= means
+	Mount   string     // where its file system is mounted, "" where it is not: then its files are written in place
+	EFIVars efi.Dir
+}
+
+// Open opens the place of the configured boot loader. What it opens stays open: it is needed as long as the program runs.
+func Open(c *config.Config, at Place) (l boot.Loader, err error) {
+	var names []string
+	for _, s := range c.BootSlots() {
+		names = append(names, s.Bootname)
+	}
+	switch c.Bootloader {
+	case "uboot":
+		var env []disk.Device
+		if env, err = copies(c, at, []string{"/uboot.env", "/uboot-redund.env"}, 0x4000); err == nil {
+			l, err = uboot.New(env, names, c.Loader.Schema)
+		}
+	case "sdboot":
+		var dir sdboot.Folder = sdboot.Mounted(at.Mount)
+		if at.Mount == "" {
+			var fs *fat.FS
+			if fs, _, err = openFAT(at.Block); err != nil {
+				return nil, err
+			}
+			dir = sdboot.Unmounted{FS: fs}
+		}
+		l = sdboot.New(dir, at.EFIVars, names)
+	case "efi":
+		var slots []efi.Slot
+		for i, n := range names {
+			file := "/EFI/lifeboat/" + n + ".efi"
+			if len(c.Loader.Files) == len(names) {
+				file = c.Loader.Files[i]
+			}
+			slots = append(slots, efi.Slot{Name: n, File: strings.ReplaceAll(file, "/", `\`)})
+		}
+		l = efi.New(at.EFIVars, slots, func(string) (efi.Partition, error) { return partition(at.Block) })
+	default:
+		err = errors.New("[system] bootloader=" + c.Bootloader + " is not written by this program")
+	}
+	if err != nil {
+		return nil, err
+	}
+	return guarded{l}, nil
+}
+
+// partition reads what a device path says of a partition.
+func partition(b disk.Block) (efi.Partition, error) {
+	whole, err := disk.Open(disk.Block{Name: b.Disk}.Path(), false)
+	if err != nil {
+		return efi.Partition{}, err
+	}
+	defer whole.Close()
+	return efi.FindPartition(whole, 512, b.Part)
+}
+
+// guarded keeps PID 1 alive: what lies in a loader's place is ours, but a power cut or a hand may have made anything of it.
+type guarded struct{ boot.Loader }
+
+func (g guarded) Read() (v boot.Vars, err error) {
+	defer alive(&err)
+	return g.Loader.Read()
+}
+
+func (g guarded) Write(v boot.Vars) (err error) {
+	defer alive(&err)
+	return g.Loader.Write(v)
+}
+
+func alive(err *error) {
+	if v := recover(); v != nil {
+		*err = fmt.Errorf("the boot loader's place: %v", v)
+	}
+}
+
+func openFAT(b disk.Block) (fs *fat.FS, dev *disk.File, err error) {
+	defer alive(&err)
+	if dev, err = disk.Open(b.Path(), true); err == nil {
+		fs, err = fat.Open(dev, dev.Size())
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", b.Path(), err)
+	}
+	return fs, dev, nil
+}
+
+// copies are the one or two places of a loader's variables, each as a device of exactly its bytes. One that cannot be
+// opened is a device that fails. files and size are the loader's defaults.
+func copies(c *config.Config, at Place, files []string, size int64) (out []disk.Device, err error) {
+	l := c.Loader
+	if len(l.Files) > 0 {
+		files = l.Files
+	}
+	if l.Size > 0 {
+		size = l.Size
+	}
+	if len(l.Offsets) > 0 {
+		dev, err := disk.Open(at.Block.Path(), true)
+		for _, off := range l.Offsets {
+			out = append(out, disk.Section(dev, off, size))
+		}
+		return out, err
+	}
+	if at.Mount != "" {
+		for _, file := range files {
+			f, err := disk.Open(at.Mount+file, true)
+			out = append(out, orDead(f, err))
+		}
+		return out, nil
+	}
+	defer alive(&err)
+	fs, dev, err := openFAT(at.Block)
+	if err != nil {
+		return nil, err
+	}
+	for _, file := range files {
+		f, err := fs.Open(file)
+		out = append(out, orDead(&inFAT{f, dev}, err))
+	}
+	return out, nil
+}
+
+// inFAT is a file in a FAT file system that nobody has mounted.
+type inFAT struct {
+	*fat.File
+	dev disk.Device
+}
+
+func (f *inFAT) Flush() error { return f.dev.Flush() }
+
+func orDead(d disk.Device, err error) disk.Device {
+	if err != nil {
+		return dead{err}
+	}
+	return d
+}
+
+// dead is a copy that cannot be opened.
+type dead struct{ err error }
+
+func (d dead) ReadAt([]byte, int64) (int, error)  { return 0, d.err }
+func (d dead) WriteAt([]byte, int64) (int, error) { return 0, d.err }
+func (d dead) Flush() error                       { return d.err }
+func (d dead) Size() int64                        { return 0 }
