@@ -242,10 +242,12 @@ func TestExample(t *testing.T) {
 	long.Slots[0].Description = ""
 	long.StagingDevice, long.MinVersion = "", ""
 	// What has no default stands there as an example.
-	if long.USB.Files == nil || long.USB.Require == "" || long.USB.LED == "" || long.Watchdog.Pretimeout == 0 || long.Watchdog.Device == "" || long.Rescue.GPIO == "" || long.Rescue.Key == 0 {
+	if long.USB.Files == nil || long.USB.Require == "" || long.USB.LED == "" || long.Watchdog.Pretimeout == 0 || long.Watchdog.Device == "" || long.Rescue.GPIO == "" || long.Rescue.Key == 0 ||
+		long.Loader.Device != "PARTLABEL=esp" || len(long.Loader.Files) != 2 || len(long.Loader.Offsets) != 2 || long.Loader.Program == "" {
 		t.Errorf("keys behind # are not all there: %+v", long)
 	}
 	long.USB.Files, long.USB.Require, long.USB.LED, long.Watchdog, long.Rescue.GPIO, long.Rescue.Key = nil, "", "", Watchdog{}, "", 0
+	long.Loader = short.Loader
 	long.Raw = short.Raw
 	if diff := cmp.Diff(short, long); diff != "" {
 		t.Errorf("defaults in the example differ from the real ones:\n%s", diff)

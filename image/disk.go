@@ -32,7 +32,8 @@ type DiskOptions struct {
 	Config  *config.Config
 	Keyring *verify.Keyring // that the device will have; nil: content is checked and its signer is not
 	Fill    []Fill
-	Sizes   map[string]int64 // bytes of the slots of a class, or of state, staging or data
+	Sizes   map[string]int64 // bytes of the slots of a class, or of state, esp, staging or data
+	ESP     string           // image of the boot loader's partition, made elsewhere; "": it is left empty
 	Sign    *Signer          // for images that are no bundles
 	Now     time.Time        // present time, trusted
 
@@ -121,7 +122,7 @@ func Disk(ctx context.Context, o DiskOptions, out string) (*DiskReport, error) {
 		sizes[f.slot.Class] = max(sizes[f.slot.Class], roundUp(f.need+f.need/4, 4*mib), 32*mib)
 	}
 	for name, n := range o.Sizes {
-		known := name == stateLabel || name == stagingLabel || name == dataLabel
+		known := name == stateLabel || name == espLabel && loaderPartition(o.Config) || name == stagingLabel || name == dataLabel
 		for _, s := range o.Config.Slots {
 			known = known || s.Class == name
 		}
@@ -129,6 +130,16 @@ func Disk(ctx context.Context, o DiskOptions, out string) (*DiskReport, error) {
 			return nil, fmt.Errorf("size of %s: there is no such slot class or partition", name)
 		}
 		sizes[name] = n
+	}
+	var esp cargo
+	if o.ESP != "" {
+		if !loaderPartition(o.Config) {
+			return nil, fmt.Errorf("%s: the boot loader %s has no partition of its own", o.ESP, o.Config.Bootloader)
+		}
+		if esp, err = fileOf(o.ESP); err != nil {
+			return nil, err
+		}
+		sizes[espLabel] = max(sizes[espLabel], esp.size)
 	}
 	places, size, err := layout(o.Config, sizes)
 	if err != nil {
@@ -145,6 +156,13 @@ func Disk(ctx context.Context, o DiskOptions, out string) (*DiskReport, error) {
 		dev, err := disk.NewFile(f)
 		if err != nil {
 			return err
+		}
+		for _, p := range places {
+			if p.esp && esp.size > 0 {
+				if err := esp.copy(io.NewOffsetWriter(f, p.Start)); err != nil {
+					return fmt.Errorf("copy %s: %w", o.ESP, err)
+				}
+			}
 		}
 		sealed := map[string]boot.Seal{}
 		for _, f := range fillings {
@@ -444,8 +462,12 @@ func writeGPT(f *os.File, compatible string, places []Place, size int64) error {
 		LogicalSectorSize: sector, PhysicalSectorSize: sector, ProtectiveMBR: true, GUID: guid(compatible),
 	}
 	for _, p := range places {
+		kind := gpt.LinuxFilesystem
+		if p.esp {
+			kind = gpt.EFISystemPartition
+		}
 		table.Partitions = append(table.Partitions, &gpt.Partition{
-			Index: p.Index, Start: uint64(p.Start / sector), Size: uint64(p.Size), Type: gpt.LinuxFilesystem,
+			Index: p.Index, Start: uint64(p.Start / sector), Size: uint64(p.Size), Type: kind,
 			Name: p.Label, GUID: guid(compatible, p.Label),
 		})
 	}

@@ -47,19 +47,27 @@ func TestLayout(t *testing.T) {
 		size         int64
 	}{
 		{"labels", testConfig, []Place{
-			{1, "state", 4 * mib, 8 * mib, ""},
-			{2, "staging", 16 * mib, 64 * mib, ""},
-			{3, "rootfs.0", 84 * mib, 64 * mib, "rootfs.0"},
-			{4, "rootfs.1", 152 * mib, 64 * mib, "rootfs.1"},
-			{5, "data", 220 * mib, 4 * mib, ""},
+			{1, "state", 4 * mib, 8 * mib, "", false},
+			{2, "staging", 16 * mib, 64 * mib, "", false},
+			{3, "rootfs.0", 84 * mib, 64 * mib, "rootfs.0", false},
+			{4, "rootfs.1", 152 * mib, 64 * mib, "rootfs.1", false},
+			{5, "data", 220 * mib, 4 * mib, "", false},
 		}, 228 * mib},
+		{"boot loader", strings.Replace(testConfig, "bootloader=raw", "bootloader=grub", 1), []Place{
+			{1, "state", 4 * mib, 8 * mib, "", false},
+			{2, "esp", 16 * mib, 64 * mib, "", true},
+			{3, "staging", 84 * mib, 64 * mib, "", false},
+			{4, "rootfs.0", 152 * mib, 64 * mib, "rootfs.0", false},
+			{5, "rootfs.1", 220 * mib, 64 * mib, "rootfs.1", false},
+			{6, "data", 288 * mib, 4 * mib, "", false},
+		}, 296 * mib},
 		{"devices and other labels", strings.NewReplacer("PARTLABEL=rootfs.0", "/dev/nvme0n1p2", "PARTLABEL=rootfs.1", "PARTLABEL=system-b").Replace(testConfig) +
 			"[state]\ndevice=/dev/nvme0n1p7\n[staging]\ndevice=/dev/disk/by-partlabel/drop\n", []Place{
-			{7, "state", 4 * mib, 8 * mib, ""},
-			{1, "drop", 16 * mib, 65 * mib, ""}, // a bundle for one slot
-			{2, "rootfs.0", 85 * mib, 64 * mib, "rootfs.0"},
-			{3, "system-b", 153 * mib, 64 * mib, "rootfs.1"},
-			{4, "data", 221 * mib, 4 * mib, ""},
+			{7, "state", 4 * mib, 8 * mib, "", false},
+			{1, "drop", 16 * mib, 65 * mib, "", false}, // a bundle for one slot
+			{2, "rootfs.0", 85 * mib, 64 * mib, "rootfs.0", false},
+			{3, "system-b", 153 * mib, 64 * mib, "rootfs.1", false},
+			{4, "data", 221 * mib, 4 * mib, "", false},
 		}, 229 * mib},
 	} {
 		c, err := config.Parse([]byte(test.config))

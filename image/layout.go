@@ -27,6 +27,7 @@ const (
 	stateLabel   = "state"
 	stagingLabel = "staging"
 	dataLabel    = "data"
+	espLabel     = "esp"
 )
 
 // Place is a partition of a disk image.
@@ -36,10 +37,11 @@ type Place struct {
 	Start int64  `json:"start"` // bytes
 	Size  int64  `json:"size"`
 	slot  string // that it holds, or ""
+	esp   bool   // it is the boot loader's
 }
 
-// layout places what the configuration needs on a disk: state, staging, the slots, data. sizes has the bytes of a slot
-// class or of "state", "staging" or "data"; every class must be in it. It returns the places in the order of the disk and
+// layout places what the configuration needs on a disk: state, the boot loader's partition, staging, the slots, data. sizes
+// has the bytes of a slot class or of "state", "esp", "staging" or "data"; every class must be in it. It returns the places in the order of the disk and
 // the size of the disk.
 func layout(c *config.Config, sizes map[string]int64) ([]Place, int64, error) {
 	var places []Place
@@ -87,10 +89,14 @@ func layout(c *config.Config, sizes map[string]int64) ([]Place, int64, error) {
 			bundle += sizes[class]
 		}
 	}
-	errs := []error{
-		add(c.StateDevice, stateLabel, "", state),
-		add(c.StagingDevice, stagingLabel, "", size(stagingLabel, max(besideSize, bundle))),
+	errs := []error{add(c.StateDevice, stateLabel, "", state)}
+	if loaderPartition(c) {
+		errs = append(errs, add(c.Loader.Device, espLabel, "", size(espLabel, besideSize)))
+		places[len(places)-1].esp = true
 	}
+	errs = append(errs,
+		add(c.StagingDevice, stagingLabel, "", size(stagingLabel, max(besideSize, bundle))),
+	)
 	for _, s := range c.Slots {
 		n, ok := sizes[s.Class]
 		if !ok {
@@ -122,6 +128,17 @@ func layout(c *config.Config, sizes map[string]int64) ([]Place, int64, error) {
 		at += p.Size + gap
 	}
 	return places, at, nil
+}
+
+// loaderPartition says whether the boot loader has a partition of its own. It may keep its variables on the disk before
+// all partitions, or not on this disk at all.
+func loaderPartition(c *config.Config) bool {
+	if c.Bootloader == "raw" || c.Bootloader == "custom" {
+		return false
+	}
+	_, label := config.PartLabel(c.Loader.Device)
+	_, _, numbered := splitDevice(c.Loader.Device)
+	return label || numbered
 }
 
 // classes are those of the slots.

@@ -171,7 +171,7 @@ func (m *Machine) args(sticks []Stick) ([]string, error) {
 	default:
 		cpu = DefaultCPU
 	}
-	if accel == "tcg" {
+	if accel == "tcg" && !strings.Contains(cpu, "+tsc") {
 		// The kernel measures the TSC, which is the host's own, against a timer that is emulated: on a busy host it
 		// found 85 MHz instead of 2596, and every timeout in the guest ended 30 times too soon. The HPET is right.
 		cpu += ",-tsc"
@@ -262,7 +262,11 @@ func (m *Machine) disk() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return append(args, "-blockdev", string(arg), "-device", "virtio-blk-pci,id=vda,drive="+diskNode), nil
+	device := "virtio-blk-pci,id=vda,drive=" + diskNode
+	if m.Kernel == "" && m.From == nil {
+		device += ",bootindex=0" // firmware starts from the disk, whatever is plugged in
+	}
+	return append(args, "-blockdev", string(arg), "-device", device), nil
 }
 
 const diskNode = "disk"

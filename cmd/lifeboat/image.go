@@ -23,12 +23,12 @@ func newImage() *cobra.Command {
 func newImageDisk() *cobra.Command {
 	var t trust
 	var s signer
-	var conf, sign, version, out string
+	var conf, esp, sign, version, out string
 	var slots, sizes []string
 	cmd := &cobra.Command{
 		Use:   "disk --config F --slot CLASS.N=BUNDLE|IMAGE ... --out disk.img [flags]",
 		Short: "make a disk with filled slots and a first boot state",
-		Long: `Makes a GPT with the partitions that the configuration names (state, staging, each slot, data), fills slots as
+		Long: `Makes a GPT with the partitions that the configuration names (state, esp, staging, each slot, data), fills slots as
 the device itself would, and seals them. An IMAGE that is no bundle (*.raucb) needs --sign and --version: it gets
 a signed manifest and its root hash is under the signature.
 
@@ -41,7 +41,7 @@ the signer is not.`,
 			if err != nil {
 				return err
 			}
-			o := image.DiskOptions{Config: c, Sizes: map[string]int64{}}
+			o := image.DiskOptions{Config: c, ESP: esp, Sizes: map[string]int64{}}
 			for _, fill := range slots {
 				slot, file, ok := strings.Cut(fill, "=")
 				if !ok || slot == "" || file == "" {
@@ -99,10 +99,11 @@ the signer is not.`,
 	f := cmd.Flags()
 	f.StringVar(&conf, "config", "", "system.conf")
 	f.StringArrayVar(&slots, "slot", nil, "fill a slot, named like rootfs.0 or by its bootname, with a bundle or an image (may be repeated)")
+	f.StringVar(&esp, "esp", "", "image of the boot loader's partition, a FAT file system with the loader in it (docs/bootloaders.md)")
 	f.StringVar(&sign, "sign", "", "CERT:KEY, signer of images that are no bundles (PEM files)")
 	f.StringArrayVar(&s.intermediates, "intermediate", nil, "certificate that goes along in the signature (may be repeated)")
 	f.StringVar(&version, "version", "", "version of images that are no bundles")
-	f.StringArrayVar(&sizes, "size", nil, "size of the slots of a class, or of state, staging or data, like rootfs=64M (may be repeated)")
+	f.StringArrayVar(&sizes, "size", nil, "size of the slots of a class, or of state, esp, staging or data, like rootfs=64M (may be repeated)")
 	f.StringVar(&t.keyring, "keyring", "", "keyring that the device will have (default: that of the configuration)")
 	f.StringVar(&t.at, "at", "", "judge signatures as at this time (RFC 3339) instead of now")
 	f.StringVar(&out, "out", "", "the disk image")

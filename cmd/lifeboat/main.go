@@ -44,7 +44,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(newKeys(), newBundle(), newInitramfs(), newImage(), newStick(), newInspect(), newVM(), newPowercut(), newConfig())
+	root.AddCommand(newKeys(), newBundle(), newInitramfs(), newImage(), newStick(), newInspect(), newVM(), newPowercut(), newConfig(), newBootloader())
 	running := false
 	watch(root, &running)
 	root.SetArgs(args)

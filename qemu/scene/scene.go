@@ -285,6 +285,10 @@ func (s *Scene) Bundle(name, imageFile string, o BundleOptions) (string, error) 
 
 // Disk makes a disk as it leaves the factory: fill maps a slot to a bundle.
 func (s *Scene) Disk(name string, fill map[string]string, sizes map[string]int64) (string, error) {
+	return s.disk(name, "", fill, sizes)
+}
+
+func (s *Scene) disk(name, esp string, fill map[string]string, sizes map[string]int64) (string, error) {
 	raw, err := os.ReadFile(s.Conf)
 	if err != nil {
 		return "", err
@@ -297,7 +301,7 @@ func (s *Scene) Disk(name string, fill map[string]string, sizes map[string]int64
 	if err != nil {
 		return "", err
 	}
-	o := image.DiskOptions{Config: cfg, Keyring: keyring, Sizes: sizes, Now: time.Now()}
+	o := image.DiskOptions{Config: cfg, Keyring: keyring, ESP: esp, Sizes: sizes, Now: time.Now()}
 	for slot, file := range fill {
 		o.Fill = append(o.Fill, image.Fill{Slot: slot, File: file})
 	}

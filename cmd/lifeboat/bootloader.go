@@ -1,0 +1,114 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"lifeboat/config"
+	"lifeboat/disk"
+)
+
+// script is what a boot loader's script is made for.
+type script struct {
+	config  *config.Config
+	disk    string // image or device where the partitions of the configuration are found; "": none is at hand
+	cmdline string // of the kernel, before rauc.slot=
+}
+
+// newBootloader is `lifeboat bootloader`.
+func newBootloader() *cobra.Command {
+	cmd := &cobra.Command{Use: "bootloader", Short: "make the scripts by which a boot loader chooses the slot"}
+	cmd.AddCommand(
+		newBootloaderScript("grub.cfg", "GRUB's configuration", grubScript),
+	)
+	return cmd
+}
+
+// newBootloaderScript is the command for one kind of script, which make makes.
+func newBootloaderScript(name, what string, make func(script) ([]byte, error)) *cobra.Command {
+	var s script
+	var conf, out string
+	cmd := &cobra.Command{
+		Use:   name + " --config F [flags]",
+		Short: what,
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var err error
+			if s.config, err = readConfig(cmd, conf); err != nil {
+				return err
+			}
+			b, err := make(s)
+			if err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			if out == "" {
+				_, err = cmd.OutOrStdout().Write(b)
+				return err
+			}
+			return os.WriteFile(out, b, 0o644)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&conf, "config", "", "system.conf")
+	f.StringVar(&s.disk, "disk", "", "image or device with the partitions that the configuration names by label")
+	f.StringVar(&s.cmdline, "cmdline", "", "kernel command line, to which rauc.slot= is added")
+	f.StringVar(&out, "out", "", "file that is written (default: standard output)")
+	require(cmd, "config")
+	return cmd
+}
+
+// bootPartition is where the kernel and the initramfs of a slot lie.
+type bootPartition struct {
+	name  string // bootname of the slot that it goes with
+	label string // "" where it goes by its number alone
+	index int    // as the kernel numbers it, 0: not known
+}
+
+// slots returns the boot partitions of all boot slots, in the order of the configuration: those of class boot that go with
+// them.
+func (s script) slots() ([]bootPartition, error) {
+	known := map[string]int{}
+	if s.disk != "" {
+		d, err := disk.Open(s.disk, false)
+		if err != nil {
+			return nil, err
+		}
+		defer d.Close()
+		parts, err := disk.Partitions(d, d.Size())
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", s.disk, err)
+		}
+		for _, p := range parts {
+			known[p.Name] = p.Index
+		}
+	}
+	var all []bootPartition
+	for _, slot := range s.config.BootSlots() {
+		group := s.config.Group(slot.Name)
+		i := slices.IndexFunc(group, func(g config.Slot) bool { return g.Class == "boot" })
+		if i < 0 {
+			return nil, fmt.Errorf("slot %s has no boot slot: [slot.boot.%d] with parent=%s, a FAT image with vmlinuz and initramfs", slot.Name, slot.Index, slot.Name)
+		}
+		p := bootPartition{name: slot.Bootname}
+		if label, ok := config.PartLabel(group[i].Device); ok {
+			p.label, p.index = label, known[label]
+			if s.disk != "" && p.index == 0 {
+				return nil, fmt.Errorf("%s has no partition %s", s.disk, label)
+			}
+		} else { // /dev/vda3, /dev/nvme0n1p3, /dev/mmcblk0p3
+			device := group[i].Device
+			digits := device[strings.LastIndexFunc(device, func(r rune) bool { return r < '0' || r > '9' })+1:]
+			var err error
+			if p.index, err = strconv.Atoi(digits); err != nil {
+				return nil, fmt.Errorf("slot %s: %s is no partition", group[i].Name, group[i].Device)
+			}
+		}
+		all = append(all, p)
+	}
+	return all, nil
+}

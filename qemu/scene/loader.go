@@ -1,0 +1,279 @@
+package scene
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"lifeboat/disk"
+	"lifeboat/qemu"
+)
+
+// Firmware starts a device that has a boot loader.
+type Firmware string
+
+const (
+	SeaBIOS Firmware = "seabios" // the disk's first sector
+	OVMF    Firmware = "ovmf"    // /EFI/BOOT/BOOTX64.EFI on the ESP, and what its variables say
+	UBoot   Firmware = "u-boot"  // qemu-x86: boot.scr on the ESP
+)
+
+// KernelFile and InitrdFile are what a boot slot holds.
+const (
+	KernelFile = "vmlinuz"
+	InitrdFile = "initramfs"
+)
+
+// LoaderConfig returns what makes a configuration of [Options.Config] one of a device with that boot loader: beside each
+// rootfs.N a slot boot.N, with kernel and initramfs.
+func LoaderConfig(loader string) map[string]string {
+	c := map[string]string{"system bootloader": loader}
+	for _, n := range []string{"0", "1"} {
+		c["slot.boot."+n+" device"] = "PARTLABEL=boot." + n
+		c["slot.boot."+n+" parent"] = "rootfs." + n
+	}
+	return c
+}
+
+// BootImage makes the image of a boot slot: a FAT file system with the scene's kernel and an initramfs, the scene's own
+// where initrd is "". It goes into a bundle as BundleOptions.With["boot"].
+func (s *Scene) BootImage(name, initrd string) (string, error) {
+	if initrd == "" {
+		initrd = s.Initrd
+	}
+	kernel, err := os.ReadFile(filepath.Join(s.Kernel.Root, "vmlinuz")) // a bzImage; Image is for QEMU
+	if err != nil {
+		return "", err
+	}
+	initramfs, err := os.ReadFile(initrd)
+	if err != nil {
+		return "", err
+	}
+	return s.FAT(name, int64(len(kernel)+len(initramfs))+2<<20, map[string][]byte{KernelFile: kernel, InitrdFile: initramfs})
+}
+
+// FAT makes a FAT file system of at least size bytes, in which path (with "/" between) has content.
+func (s *Scene) FAT(name string, size int64, files map[string][]byte) (string, error) {
+	out := s.Path(name)
+	size = (size + 1<<20 - 1) >> 20 << 20
+	if err := os.RemoveAll(out); err != nil {
+		return "", err
+	}
+	if err := os.WriteFile(out, nil, 0o644); err != nil {
+		return "", err
+	}
+	if err := os.Truncate(out, size); err != nil {
+		return "", err
+	}
+	// -i: the same input gives the same image.
+	if text, err := exec.Command("mkfs.fat", "-i", "11febea7", "-n", "BOOT", out).CombinedOutput(); err != nil {
+		return "", fmt.Errorf("mkfs.fat: %w\n%s", err, text)
+	}
+	return out, writeFAT(out, files)
+}
+
+// writeFAT puts files into a FAT file system; image is what mtools take: FILE or FILE@@OFFSET. Folders are made.
+func writeFAT(image string, files map[string][]byte) error {
+	made := map[string]bool{".": true, "/": true}
+	var folder func(dir string) error
+	folder = func(dir string) error {
+		if made[dir] {
+			return nil
+		}
+		if err := folder(path.Dir(dir)); err != nil {
+			return err
+		}
+		made[dir] = true
+		if exec.Command("mdir", "-i", image, "::"+dir).Run() == nil {
+			return nil
+		}
+		return mtool(nil, "mmd", "-i", image, "::"+dir)
+	}
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		if err := folder(path.Dir(name)); err != nil {
+			return err
+		}
+		if err := mtool(files[name], "mcopy", "-o", "-i", image, "-", "::"+name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func mtool(stdin []byte, name string, args ...string) error {
+	cmd := exec.Command(name, args...)
+	cmd.Stdin = bytes.NewReader(stdin)
+	cmd.Env = append(os.Environ(), "MTOOLS_SKIP_CHECK=1", "SOURCE_DATE_EPOCH=315619200")
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, text)
+	}
+	return nil
+}
+
+// WriteFAT puts files into the FAT file system of a partition of a disk image, over those of the same name.
+func WriteFAT(image, label string, files map[string][]byte) error {
+	at, err := place(image, label)
+	if err != nil {
+		return err
+	}
+	return writeFAT(image+"@@"+strconv.FormatInt(at.Start, 10), files)
+}
+
+// ReadFAT returns a file of the FAT file system in a partition of a disk image.
+func ReadFAT(image, label, file string) ([]byte, error) {
+	at, err := place(image, label)
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command("mtype", "-i", image+"@@"+strconv.FormatInt(at.Start, 10), "::"+file)
+	cmd.Env = append(os.Environ(), "MTOOLS_SKIP_CHECK=1")
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("read %s of %s: %w", file, label, err)
+	}
+	return out, nil
+}
+
+func place(image, label string) (disk.Partition, error) {
+	f, err := os.Open(image)
+	if err != nil {
+		return disk.Partition{}, err
+	}
+	defer f.Close()
+	return partition(f, label)
+}
+
+// GRUB makes GRUB 2.06 start from a disk: for OVMF as /EFI/BOOT/BOOTX64.EFI in the partition esp, for SeaBIOS in the first
+// sector and in the gap before the first partition. Its configuration is /grub/grub.cfg in esp.
+func (s *Scene) GRUB(image string, firmware Firmware) error {
+	at, err := place(image, "esp")
+	if err != nil {
+		return err
+	}
+	modules := []string{
+		"part_gpt", "part_msdos", "fat", "normal", "linux", "loadenv", "configfile", "echo", "test", "serial", "terminal", "reboot", "regexp", "cat", "halt", "sleep",
+	}
+	format, prefix := "x86_64-efi", "/grub"
+	if firmware == SeaBIOS {
+		format, prefix = "i386-pc", fmt.Sprintf("(,gpt%d)/grub", at.Index)
+		modules = append(modules, "biosdisk")
+	}
+	core := s.Path("grub-" + format + ".core")
+	// The serial port is the only console of the virtual device.
+	early := core + ".cfg"
+	if err := os.WriteFile(early, []byte("serial --unit=0 --speed=115200\nterminal_input serial\nterminal_output serial\nset gfxpayload=text\n"), 0o644); err != nil {
+		return err
+	}
+	args := append([]string{"-O", format, "-o", core, "-p", prefix, "-c", early}, modules...)
+	if text, err := exec.Command("grub-mkimage", args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("grub-mkimage: %w\n%s", err, text)
+	}
+	b, err := os.ReadFile(core)
+	if err != nil {
+		return err
+	}
+	if firmware != SeaBIOS {
+		return WriteFAT(image, "esp", map[string][]byte{"EFI/BOOT/BOOTX64.EFI": b})
+	}
+	boot, err := os.ReadFile("/usr/lib/grub/i386-pc/boot.img")
+	if err != nil {
+		return err
+	}
+	return grubSectors(image, boot, b)
+}
+
+// grubSectors does what grub-bios-setup does: boot.img finds core.img, whose first sector finds the rest.
+func grubSectors(image string, boot, core []byte) error {
+	const (
+		start  = 2048 // sector of core.img: 1 MiB, before the first partition
+		table  = 440  // of boot.img so many bytes are code
+		first  = 0x5c // le64 in boot.img: sector of core.img
+		drive  = 0x66 // in boot.img: the check of the drive, not needed for a hard disk
+		blocks = 0x1f4
+	)
+	if len(boot) != 512 || len(core) < 1024 || len(core) > 2<<20 {
+		return errors.New("grub's boot.img or core.img has another size")
+	}
+	put := func(b []byte, n uint64) {
+		for i := range 8 {
+			b[i] = byte(n >> (8 * i))
+		}
+	}
+	boot, core = slices.Clone(boot[:table]), slices.Clone(core)
+	put(boot[first:], start)
+	boot[drive], boot[drive+1] = 0x90, 0x90
+	put(core[blocks:], start+1)
+	f, err := os.OpenFile(image, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(boot, 0)
+	_, err2 := f.WriteAt(core, start*512)
+	return errors.Join(err, err2, f.Close())
+}
+
+// FirmwareCmdline is [Cmdline] for what firmware starts: GRUB on OVMF needs a TSC, the kernel must not go by it
+// ([qemu.Machine] says why).
+const FirmwareCmdline = Cmdline + " clearcpuid=tsc"
+
+// Loaders is the folder where `make setup` unpacked boot loaders and firmware, below it usr/lib, usr/share.
+func Loaders() (string, error) {
+	root, err := Build()
+	return filepath.Join(root, "build", "loaders"), err
+}
+
+// FirmwareMachine describes the virtual device that starts from its disk by a firmware. OVMF's variables lie in a file of
+// their own beside the disk, DISK.vars, which is made where it is missing; see [Scene.Copy].
+func (s *Scene) FirmwareMachine(firmware Firmware, image string, sticks ...string) (qemu.Machine, error) {
+	m := s.Machine(image, sticks...)
+	m.Kernel, m.Initrd, m.Append = "", "", ""
+	loaders, err := Loaders()
+	if err != nil {
+		return m, err
+	}
+	switch firmware {
+	case SeaBIOS:
+		m.Args = []string{"-boot", "strict=off"}
+	case OVMF:
+		vars := image + ".vars"
+		if _, err := os.Stat(vars); err != nil {
+			b, err := os.ReadFile(filepath.Join(loaders, "usr/share/OVMF/OVMF_VARS_4M.fd"))
+			if err != nil {
+				return m, err
+			}
+			if err := os.WriteFile(vars, b, 0o644); err != nil {
+				return m, err
+			}
+		}
+		m.Memory = 512                    // the firmware leaves GRUB too little of 256
+		m.CPU = qemu.DefaultCPU + ",+tsc" // without it GRUB does not start
+		m.Args = []string{
+			"-drive", "if=pflash,unit=0,format=raw,readonly=on,file=" + filepath.Join(loaders, "usr/share/OVMF/OVMF_CODE_4M.fd"),
+			"-drive", "if=pflash,unit=1,format=raw,file=" + vars,
+		}
+	case UBoot:
+		m.Memory = 512
+		m.Args = []string{"-machine", "pc", "-bios", filepath.Join(loaders, "usr/lib/u-boot/qemu-x86/u-boot.rom")}
+	default:
+		return m, fmt.Errorf("there is no firmware %q", firmware)
+	}
+	return m, nil
+}
+
+// LoaderDisk is [Scene.Disk] of a device with a boot loader. esp maps a path in the boot loader's partition to content.
+func (s *Scene) LoaderDisk(name string, esp map[string][]byte, fill map[string]string, sizes map[string]int64) (string, error) {
+	image, err := s.FAT(name+".esp", 40<<20, esp)
+	if err != nil {
+		return "", err
+	}
+	defer os.Remove(image)
+	return s.disk(name, image, fill, sizes)
+}
