@@ -3,7 +3,6 @@ package fat
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"strings"
@@ -19,20 +18,12 @@ const atom = 512
 // whatever a medium makes of a sector that it was writing befalls what else is in that sector. Of a file with two names
 // Rename takes the name from away and makes none. FAT only.
 func (f *FS) Rename(dir, from, to string) error {
-	err := f.rename(dir, from, to)
-	if err != nil {
-		return fmt.Errorf("rename %s to %s: %w", from, to, err)
-	}
-	return nil
-}
-
-func (f *FS) rename(dir, from, to string) error {
 	medium, ok := f.r.(interface {
 		io.WriterAt
 		Flush() error
 	})
 	if !ok || f.ex {
-		return errors.New("the medium cannot be written")
+		return errFixed
 	}
 	at, err := f.find(dir)
 	if err != nil {
@@ -44,7 +35,7 @@ func (f *FS) rename(dir, from, to string) error {
 	}
 	folder, ok := r.(*File)
 	if !ok || cut || size > 64<<10 { // no File: the root of FAT12 and FAT16
-		return errors.New("in a folder that is not written")
+		return errFixed
 	}
 	old := make([]byte, size)
 	if err := readFull(folder, old, 0); err != nil {
@@ -53,42 +44,31 @@ func (f *FS) rename(dir, from, to string) error {
 
 	var (
 		long       longName
-		end        = len(old)
-		start, own = -1, -1 // first record of the file's, and its last
-		names      [][]byte // short names
-		clusters   []int    // where the same clusters are named
+		start, own = 0, -1 // first record of the file's, and its last
+		there      bool    // the new name
+		end        int
 	)
-	for i := 0; i < len(old); i += 32 {
-		b := old[i:][:32]
-		if b[0] == 0 {
-			end = i
-			break
-		}
-		if b[0] == 0xe5 || b[11]&0x3f == attrLong {
-			if b[0] == 0xe5 {
-				long.clear()
-			} else {
-				long.add(b)
-			}
+	for ; end < len(old) && old[end] != 0; end += 32 {
+		b := old[end:][:32]
+		switch {
+		case b[0] == 0xe5:
+			long.clear()
+			continue
+		case b[11]&0x3f == attrLong:
+			long.add(b)
 			continue
 		}
 		name, ok := long.name(b)
-		parts := 0
-		if long.parts > 0 && long.next == 0 && long.sum == checksum(b[:11]) {
-			parts = long.parts
-		}
-		long.clear()
-		names = append(names, b[:11])
 		switch {
 		case !ok || b[11]&(attrVolume|attrDir) != 0:
 		case own < 0 && strings.EqualFold(name, from):
-			start, own = i-32*parts, i
+			if start, own = end, end; long.parts > 0 && long.next == 0 && long.sum == checksum(b[:11]) {
+				start -= 32 * long.parts
+			}
 		case strings.EqualFold(name, to):
-			err = fs.ErrExist
-			fallthrough
-		default:
-			clusters = append(clusters, i)
+			there = true
 		}
+		long.clear()
 	}
 	if own < 0 {
 		return fs.ErrNotExist
@@ -97,30 +77,25 @@ func (f *FS) rename(dir, from, to string) error {
 	for i := start; i <= own; i += 32 {
 		now[i] = 0xe5
 	}
-	twice := false
-	for _, i := range clusters {
-		twice = twice || sameFile(old[i:], old[own:])
-	}
-	var order []int // of the sectors that are written
-	if !twice {
-		if err != nil {
-			return err
+	last := own / atom
+	order := [...]int{last, last, last, max(last-1, start/atom), start / atom} // of the sectors that are written
+	if !twice(old[:end], own) {
+		if there {
+			return fs.ErrExist
 		}
-		set := record(old[own:][:32], to, names)
-		p := room(now, len(set), end, own/atom)
-		if set == nil || p < 0 {
-			return errors.New("there is no room for the name")
+		n := 32 * ((len(to)+12)/13 + 1)
+		p := room(now, n, end, last)
+		if p < 0 || len(to) > 255 || !honest(to) || strings.ContainsFunc(to, func(c rune) bool { return c >= 0x80 }) {
+			return errFixed
 		}
 		for i := end; i < p; i += 32 { // the last records of a sector, which the folder ended in
 			now[i] = 0xe5
 		}
-		if next := p + copy(now[p:], set); next > end && next < len(now) {
-			now[next] = 0
+		record(now[p:p+n], old[:end], old[own:own+32], to)
+		if p+n > end && p+n < len(now) {
+			now[p+n] = 0
 		}
-		order = []int{p / atom, min(end, p) / atom}
-	}
-	for n := own / atom; n >= start/atom; n-- {
-		order = append(order, n)
+		order[0], order[1] = p/atom, min(end, p)/atom
 	}
 	for _, n := range order {
 		b, was := now[n*atom:][:atom], old[n*atom:][:atom]
@@ -138,43 +113,45 @@ func (f *FS) rename(dir, from, to string) error {
 	return nil
 }
 
-// sameFile says whether two entries have the same clusters.
-func sameFile(a, b []byte) bool {
-	return bytes.Equal(a[20:22], b[20:22]) && bytes.Equal(a[26:28], b[26:28]) && (a[20]|a[21]|a[26]|a[27]) != 0
+var errFixed = errors.New("the folder can't take the name")
+
+// twice says whether the clusters of the entry at own are those of another, too.
+func twice(b []byte, own int) bool {
+	for i := 0; i < len(b); i += 32 {
+		if b[i] != 0xe5 && b[i+11]&0x3f != attrLong && i != own && clusterOf(b[i:]) != 0 && clusterOf(b[i:]) == clusterOf(b[own:]) {
+			return true
+		}
+	}
+	return false
 }
 
-// record makes the records of a name out of the short entry b: parts of 13 UTF-16 units with 0 and 0xffff behind the end,
-// the last one first, and the short entry, with a name of which there is none yet in names. nil: it can't.
-func record(b []byte, name string, names [][]byte) []byte {
-	if !honest(name) || len(name) > 255 || strings.ContainsFunc(name, func(c rune) bool { return c >= 0x80 }) {
-		return nil
-	}
-	short := [32]byte(b)
-	copy(short[:], "RENAMED@   ")
+func clusterOf(b []byte) uint32 {
+	return uint32(b[26]) | uint32(b[27])<<8 | uint32(b[20])<<16 | uint32(b[21])<<24
+}
+
+// record makes the records of a name in set out of the short entry b: parts of 13 UTF-16 units with 0 and 0xffff behind the
+// end, the last one first, and the short entry, with a name of which there is none yet in the folder.
+func record(set, folder, b []byte, name string) {
+	short := set[len(set)-32:]
+	copy(short, b)
+	copy(short, "RENAMEDA   ")
 	short[12] = 0 // no lower case
-again:
-	short[7]++
-	for _, taken := range names {
-		if bytes.Equal(short[:11], taken) {
-			if short[7] == 'Z' {
-				return nil
-			}
-			goto again
+	for i := 0; i < len(folder); i += 32 {
+		if string(folder[i:i+11]) == string(short[:11]) && short[7] < 'Z' { // else the folder is none that was ever written
+			short[7]++
+			i = -32
 		}
 	}
-	parts := (len(name) + 12) / 13
-	var set []byte
-	for n := parts; n > 0; n-- {
-		e := [32]byte{0: byte(n), 11: attrLong, 13: checksum(short[:11])}
-		if n == parts {
-			e[0] |= 0x40
-		}
+	for n := 1; n < len(set)/32; n++ {
+		e := set[len(set)-32*(n+1):][:32]
+		clear(e)
+		e[0], e[11], e[13] = byte(n), attrLong, checksum(short[:11])
 		for i := range 13 {
 			at := 1 + 2*i
 			if i >= 11 {
-				at = 28 + 2*(i-11)
+				at += 5
 			} else if i >= 5 {
-				at = 14 + 2*(i-5)
+				at += 3
 			}
 			switch c := 13*(n-1) + i; {
 			case c < len(name):
@@ -183,9 +160,8 @@ again:
 				e[at], e[at+1] = 0xff, 0xff
 			}
 		}
-		set = append(set, e[:]...)
 	}
-	return append(set, short[:]...)
+	set[0] |= 0x40
 }
 
 // room returns where n free bytes lie in one sector, in that one if possible, -1: nowhere. What is behind end is free, if

@@ -3,7 +3,6 @@ package efi
 import (
 	"errors"
 	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,40 +26,18 @@ func (d Dir) Mount() error {
 // Get reads a variable with its attributes.
 func (d Dir) Get(name string) ([]byte, error) { return os.ReadFile(d.path(name)) }
 
-// Set gives the firmware a variable in one call; the file is not truncated, which would be none.
+// Set gives the firmware a variable in one call; the file is not truncated, which would be none. The kernel guards the
+// variables that it does not know by a flag of their files; those that UEFI defines have none.
 func (d Dir) Set(name string, b []byte) error {
-	return d.mutable(name, func() error {
-		f, err := os.OpenFile(d.path(name), os.O_WRONLY|os.O_CREATE, 0o644)
-		if err != nil {
-			return err
-		}
+	f, err := os.OpenFile(d.path(name), os.O_WRONLY|os.O_CREATE, 0o644)
+	if err == nil {
 		_, err = f.Write(b)
-		return errors.Join(err, f.Close())
-	})
+		f.Close() // has nothing more to say
+	}
+	return err
 }
 
 // Delete removes a variable.
-func (d Dir) Delete(name string) error {
-	return d.mutable(name, func() error { return os.Remove(d.path(name)) })
-}
+func (d Dir) Delete(name string) error { return os.Remove(d.path(name)) }
 
-func (d Dir) path(name string) string { return filepath.Join(string(d), name) }
-
-// mutable does what the kernel forbids for variables that it does not know, once more without the flag that forbids it.
-func (d Dir) mutable(name string, do func() error) error {
-	err := do()
-	if !errors.Is(err, unix.EPERM) {
-		return err
-	}
-	f, e := os.Open(d.path(name))
-	if e != nil {
-		return err
-	}
-	defer f.Close()
-	const immutable = 0x10 // FS_IMMUTABLE_FL
-	flags, e := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
-	if e != nil || flags&immutable == 0 || unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags&^immutable) != nil {
-		return err
-	}
-	return do()
-}
+func (d Dir) path(name string) string { return string(d) + "/" + name }

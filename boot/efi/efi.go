@@ -8,11 +8,8 @@
 package efi
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
-	"fmt"
-	"io"
 	"io/fs"
 	"slices"
 
@@ -44,7 +41,8 @@ type Loader struct {
 	where func(bootname string) (Partition, error)
 }
 
-// New returns the Loader of these slots. where is asked when an entry is to be made: which partition has the slot's file.
+// New returns the Loader of these slots. where is asked when an entry is to be made: which partition has the slot's file. nil: none
+// are made.
 func New(vars Vars, slots []Slot, where func(bootname string) (Partition, error)) *Loader {
 	return &Loader{vars, slots, where}
 }
@@ -92,7 +90,7 @@ next:
 	}
 	v.Next = l.single("BootNext")
 	if v.Next == "" && v.Order == nil {
-		return v, fmt.Errorf("%w: no slot is in BootOrder", boot.ErrNoVars)
+		return v, boot.ErrNoVars
 	}
 	return v, nil
 }
@@ -122,7 +120,7 @@ func (l *Loader) Write(v boot.Vars) error {
 	const bootNext = "BootNext" + Global
 	if was, err := l.vars.Get(bootNext); err == nil && string(was) != head+string(next) {
 		if err := l.vars.Delete(bootNext); err != nil {
-			return fmt.Errorf("delete BootNext: %w", err)
+			return err
 		}
 		if _, err := l.vars.Get(bootNext); err == nil {
 			return errors.New("the firmware does not let go of BootNext")
@@ -151,6 +149,9 @@ func (l *Loader) provide(list []byte, name string, order []uint16) ([]byte, erro
 		if s.Name != name {
 			continue
 		}
+		if l.where == nil {
+			break
+		}
 		part, err := l.where(name)
 		if err != nil {
 			return nil, err
@@ -162,7 +163,7 @@ func (l *Loader) provide(list []byte, name string, order []uint16) ([]byte, erro
 			}
 		}
 	}
-	return nil, fmt.Errorf("there is no entry for %q to be started, and none to be made", name)
+	return nil, errors.New("the firmware has no entry " + name + ", and none can be made")
 }
 
 // entry reads Boot####: 4 bytes of attributes, length of the device paths (2), description in UTF-16, 0. slot is "" if it
@@ -193,7 +194,7 @@ func (l *Loader) entry(n uint16) (slot string, b []byte) {
 func (l *Loader) numbers(name string) (list []uint16, err error) {
 	b, err := l.vars.Get(name + Global)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("read %s: %w", name, err)
+		return nil, err
 	}
 	for b = b[min(4, len(b)):min(maxVar, len(b))]; len(b) >= 2; b = b[2:] {
 		list = append(list, binary.LittleEndian.Uint16(b))
@@ -208,10 +209,10 @@ func (l *Loader) set(name string, value []byte) error {
 		return nil
 	}
 	if err := l.vars.Set(name+Global, []byte(b)); err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
+		return err
 	}
 	if now, _ := l.vars.Get(name + Global); string(now) != b {
-		return fmt.Errorf("the firmware did not keep %s", name)
+		return errors.New("the firmware did not keep " + name)
 	}
 	return nil
 }
@@ -249,26 +250,4 @@ type Partition struct {
 	Number      uint32
 	Start, Size uint64   // sectors of the disk
 	GUID        [16]byte // as it is on the disk
-}
-
-// FindPartition reads a partition's entry in a disk's GPT. sector is the disk's, in bytes. The kernel uses the table: it is
-// not judged again.
-func FindPartition(disk io.ReaderAt, sector int64, number int) (Partition, error) {
-	var b [128]byte
-	le := binary.LittleEndian
-	if _, err := disk.ReadAt(b[:], sector); err != nil {
-		return Partition{}, fmt.Errorf("read partition table: %w", err)
-	}
-	at, size := int64(le.Uint64(b[72:])), int64(le.Uint32(b[84:]))
-	if string(b[:8]) != "EFI PART" || size < 128 || size > 4096 || at < 2 || at > 1<<40 || number < 1 || number > 128 {
-		return Partition{}, errors.New("there is no GPT")
-	}
-	if _, err := disk.ReadAt(b[:], at*sector+int64(number-1)*size); err != nil {
-		return Partition{}, fmt.Errorf("read partition table: %w", err)
-	}
-	start, last := le.Uint64(b[32:]), le.Uint64(b[40:])
-	if b[0] == 0 && bytes.Count(b[:16], b[:1]) == 16 || last < start {
-		return Partition{}, fmt.Errorf("there is no partition %d", number)
-	}
-	return Partition{Number: uint32(number), Start: start, Size: last - start + 1, GUID: [16]byte(b[16:])}, nil
 }

@@ -13,6 +13,7 @@ package sdboot
 import (
 	"errors"
 	"fmt"
+	"sort"
 	"strings"
 
 	"lifeboat/boot"
@@ -46,129 +47,96 @@ const (
 
 // entry is a file of the folder that is a slot's.
 type entry struct {
-	file    string
-	slot    string
-	at      int  // place, 0..99
-	on      bool // ends in .conf
-	counted bool
-	left    uint8
+	file, slot string
+	place      int  // 0..99
+	tries      int  // -1: not counted
+	on         bool // ends in .conf
 }
 
-// parse takes a file's name, or an entry's identity as systemd-boot says it: in lower case.
-func (l *Loader) parse(file string) (e entry, ok bool) {
-	e.file = file
+// parse takes a file's name, or an entry's identity as systemd-boot says it: in lower case. nil: it is no slot's.
+func (l *Loader) parse(file string) *entry {
 	dot := strings.LastIndexByte(file, '.')
 	if dot < 4 || file[2] != '-' {
-		return e, false
+		return nil
 	}
-	e.on = strings.EqualFold(file[dot:], ".conf")
-	at, ok := digits(file[:2])
-	name, count := file[3:dot], ""
+	e := &entry{file: file, place: digits(file[:2]), tries: -1, on: strings.EqualFold(file[dot:], ".conf")}
+	name := file[3:dot]
 	if plus := strings.LastIndexByte(name, '+'); plus >= 0 {
-		name, count, e.counted = name[:plus], name[plus+1:], true
-	}
-	if !ok || !e.on && !strings.EqualFold(file[dot:], ".off") {
-		return e, false
-	}
-	e.at = at
-	if e.counted {
-		if dash := strings.IndexByte(count, '-'); dash >= 0 {
-			if _, ok := digits(count[dash+1:]); !ok {
-				return e, false
-			}
+		count := name[plus+1:]
+		name = name[:plus]
+		if dash := strings.IndexByte(count, '-'); dash >= 0 && digits(count[dash+1:]) >= 0 {
 			count = count[:dash]
 		}
-		left, ok := digits(count)
-		if !ok {
-			return e, false
-		}
-		e.left = uint8(min(left, most))
-	}
-	for _, n := range l.names {
-		if strings.EqualFold(n, name) {
-			e.slot = n
+		if e.tries = min(digits(count), most); e.tries < 0 {
+			return nil
 		}
 	}
-	return e, e.slot != ""
+	for _, e.slot = range l.names {
+		if strings.EqualFold(e.slot, name) && e.place >= 0 && (e.on || strings.EqualFold(file[dot:], ".off")) {
+			return e
+		}
+	}
+	return nil
 }
 
-func digits(s string) (n int, ok bool) {
+// digits reads up to three of them, -1: s is something else.
+func digits(s string) (n int) {
 	for i := range len(s) {
-		if s[i] < '0' || s[i] > '9' || i > 3 {
-			return 0, false
+		if s[i] < '0' || s[i] > '9' || i == 3 {
+			return -1
 		}
 		n = 10*n + int(s[i]-'0')
 	}
-	return n, s != ""
+	if s == "" {
+		return -1
+	}
+	return n
 }
 
-// list returns the slots' entries as systemd-boot would try them, then the spares.
-func (l *Loader) list() ([]entry, error) {
+// slots returns of each slot the entry that is started, in the order of their places: a slot without tries stays where it
+// is. A second entry of a slot, which a cut has left, is made its spare.
+func (l *Loader) slots() (on, spares []*entry, err error) {
 	files, err := l.dir.Names()
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", Dir, err)
-	}
-	var list []entry
-	for _, f := range files {
-		e, ok := l.parse(f)
-		if !ok {
-			continue
-		}
-		i := len(list)
-		for list = append(list, e); i > 0 && before(e, list[i-1]); i-- {
-			list[i] = list[i-1]
-		}
-		list[i] = e
-	}
-	return list, nil
-}
-
-// before says which entry comes first: those that may be started, of them those with tries, of them by place.
-func before(a, b entry) bool {
-	rank := func(e entry) int {
-		n := e.at
-		if e.on {
-			n += 1000
-		}
-		if !e.counted || e.left > 0 {
-			n += 100
-		}
-		return n
-	}
-	if x, y := rank(a), rank(b); x != y {
-		return x > y
-	}
-	return a.file > b.file
-}
-
-// slots returns of each slot the entry that is started, sorted by place alone: a slot without tries stays where it is. A
-// second entry of a slot, which a cut has left, is made its spare.
-func (l *Loader) slots() (on, spares []entry, err error) {
-	list, err := l.list()
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, e := range list {
-		switch _, twice := find(on, e.slot); {
-		case !e.on:
+	var twice []*entry
+	for _, f := range files {
+		e := l.parse(f)
+		if e == nil {
+			continue
+		}
+		list := &spares
+		if e.on {
+			list = &on
+			if o := find(on, e.slot); o != nil {
+				if e.before(o) {
+					*e, *o = *o, *e
+				}
+				list = &twice
+			}
+		}
+		*list = append(*list, e)
+	}
+	sort.SliceStable(on, func(i, j int) bool { return on[i].place > on[j].place })
+	for _, e := range twice {
+		if l.retire(e, spares) == nil {
 			spares = append(spares, e)
-		case twice:
-			if l.retire(&e, spares) == nil {
-				spares = append(spares, e)
-			}
-		default:
-			i := len(on)
-			for on = append(on, e); i > 0 && e.at > on[i-1].at; i-- {
-				on[i] = on[i-1]
-			}
-			on[i] = e
 		}
 	}
 	return on, spares, nil
 }
 
+// before says which of two entries systemd-boot tries first.
+func (e *entry) before(o *entry) bool {
+	if (e.tries == 0) != (o.tries == 0) {
+		return o.tries == 0
+	}
+	return e.place > o.place || e.place == o.place && e.file > o.file
+}
+
 // retire takes an entry's place among those that are started. Spares differ in their names' first digit.
-func (l *Loader) retire(e *entry, spares []entry) error {
+func (l *Loader) retire(e *entry, spares []*entry) error {
 	b := []byte(e.file[:strings.LastIndexByte(e.file, '.')] + ".off")
 again:
 	for _, s := range spares {
@@ -177,18 +145,18 @@ again:
 			goto again
 		}
 	}
-	err := l.dir.Rename(e.file, string(b))
+	from := e.file
 	e.file = string(b)
-	return err
+	return l.dir.Rename(from, e.file)
 }
 
-func find(list []entry, slot string) (entry, bool) {
+func find(list []*entry, slot string) *entry {
 	for _, e := range list {
 		if e.slot == slot {
-			return e, true
+			return e
 		}
 	}
-	return entry{}, false
+	return nil
 }
 
 // Most is the highest count of tries. A slot with as many that is Good is not counted: systemd-boot starts it as often as
@@ -202,9 +170,9 @@ func (l *Loader) Read() (v boot.Vars, err error) {
 		return v, err
 	}
 	for _, e := range on {
-		t := boot.Turn{Name: e.slot, Tries: e.left}
-		if !e.counted {
-			t.Tries, t.Good = most, true
+		t := boot.Turn{Name: e.slot, Tries: most, Good: true}
+		if e.tries >= 0 {
+			t.Tries, t.Good = uint8(e.tries), false
 		}
 		v.Order = append(v.Order, t)
 	}
@@ -219,101 +187,80 @@ func (l *Loader) Read() (v boot.Vars, err error) {
 // else was done.
 func (l *Loader) Write(v boot.Vars) error {
 	if v.Next != "" {
-		return errors.New("systemd-boot is told to start something once by its variable, not here")
+		return errors.New("systemd-boot does not count what it starts once")
 	}
-	var lost error
-	for range 2 { // the first may have found a file with two names
-		var done bool
-		if done, lost = l.write(v); done {
-			return lost
+	for range 3 { // a file with two names takes one more; the last changes nothing
+		if changed, err := l.write(v.Order); !changed || err != nil {
+			return err
 		}
 	}
-	return errors.Join(lost, errors.New(Dir+" reads otherwise than it was written"))
+	return errors.New(Dir + " reads otherwise than it was written")
 }
 
-// write makes one attempt, and says whether all that has entries is now as it should be.
-func (l *Loader) write(v boot.Vars) (done bool, err error) {
+// write makes one attempt, and says whether there was anything to do.
+func (l *Loader) write(order []boot.Turn) (changed bool, err error) {
 	on, spares, err := l.slots()
 	if err != nil {
 		return false, err
 	}
-	places := l.places(v.Order, on)
-	want := make([]string, len(v.Order))
-	done = true
-	for i, t := range v.Order {
-		e, has := find(on, t.Name)
-		good := t.Good && t.Tries >= most
-		if has && e.at == places[i] && e.counted != good && (good || e.left == t.Tries) {
-			want[i] = e.file
+	// Each slot keeps its place where that will do.
+	places := make([]int, len(order))
+	keep := true
+	for above, i := -1, len(order)-1; i >= 0; i-- {
+		above++
+		if e := find(on, order[i].Name); keep && e != nil && e.place > above {
+			above = e.place
+		}
+		if places[i] = above; above == 100 { // all get new ones
+			keep, above, i = false, start-1, len(order)
+		}
+	}
+	for i, t := range order {
+		e, spare := find(on, t.Name), find(spares, t.Name)
+		tries := int(min(t.Tries, most))
+		if t.Good && tries == most {
+			tries = -1
+		}
+		if e != nil && e.place == places[i] && e.tries == tries {
 			continue
 		}
 		b := append([]byte{byte('0' + places[i]/10), byte('0' + places[i]%10), '-'}, t.Name...)
-		if !good {
-			b = append(b, '+', '0'+min(t.Tries, most), '-', '0')
+		if tries >= 0 {
+			b = append(b, '+', byte('0'+tries), '-', '0')
 		}
-		want[i] = string(append(b, ".conf"...))
-		from, spare := find(spares, t.Name)
-		if !spare {
-			from = e
-		}
-		if !spare && !has {
-			err = errors.Join(err, fmt.Errorf("the entry of %s is lost and has no spare", t.Name))
-			continue
-		}
-		if e := l.dir.Rename(from.file, want[i]); e != nil {
-			return false, errors.Join(err, e)
-		}
-		if has && spare {
-			if e := l.retire(&e, spares); e != nil {
-				return false, errors.Join(err, e)
+		to := string(append(b, ".conf"...))
+		changed = true
+		switch {
+		case spare != nil:
+			if err := l.dir.Rename(spare.file, to); err != nil {
+				return true, err
 			}
+			if e != nil {
+				if err := l.retire(e, spares); err != nil {
+					return true, err
+				}
+			}
+		case e != nil:
+			if err := l.dir.Rename(e.file, to); err != nil {
+				return true, err
+			}
+		default:
+			err = fmt.Errorf("the entry of %s is lost and has no spare", t.Name)
 		}
 	}
+next:
 	for _, e := range on {
-		named := false
-		for _, t := range v.Order {
-			named = named || t.Name == e.slot
-		}
-		if !named {
-			if e := l.retire(&e, spares); e != nil {
-				return false, errors.Join(err, e)
+		for _, t := range order {
+			if t.Name == e.slot {
+				continue next
 			}
 		}
-	}
-	now, _, e := l.slots()
-	if e != nil {
-		return false, e
-	}
-	for i, t := range v.Order {
-		if e, has := find(now, t.Name); has && e.file != want[i] {
-			done = false
+		changed = true
+		if err := l.retire(e, spares); err != nil {
+			return true, err
 		}
 	}
-	return done, err
-}
-
-// places gives each slot of an order its place: the one that it has where that will do.
-func (l *Loader) places(order []boot.Turn, on []entry) []int {
-	places := make([]int, len(order))
-	for renumber := range 2 {
-		above := start - 1
-		if renumber == 0 && len(on) > 0 {
-			above = -1
-		}
-		for i := len(order) - 1; i >= 0; i-- {
-			e, has := find(on, order[i].Name)
-			if renumber == 0 && has && e.at > above {
-				above = e.at
-			} else {
-				above++
-			}
-			places[i] = above
-		}
-		if above < 100 {
-			break
-		}
-	}
-	return places
+	return changed, err
 }
 
 // selected is what systemd-boot says that it has started.
@@ -332,6 +279,8 @@ func (l *Loader) Started() string {
 	for b = b[4:]; len(b) >= 2 && b[0] != 0; b = b[2:] {
 		name = append(name, b[0])
 	}
-	e, _ := l.parse(string(name))
-	return e.slot
+	if e := l.parse(string(name)); e != nil {
+		return e.slot
+	}
+	return ""
 }

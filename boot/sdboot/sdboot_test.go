@@ -131,19 +131,23 @@ func TestWriteThenRead(t *testing.T) {
 // Run is what systemd-boot 252 does with a folder, n times: it returns the files that it starts, by their names of before.
 func Run(l *Loader, m *memory, n int) (started []string) {
 	for range n {
-		list, _ := l.list()
-		if len(list) == 0 || !list[0].on {
+		var e *entry
+		for file := range m.m {
+			if o := l.parse(file); o != nil && o.on && (e == nil || o.before(e)) {
+				e = o
+			}
+		}
+		if e == nil {
 			return started
 		}
-		e := list[0]
 		started = append(started, e.file)
-		if e.counted && e.left > 0 {
+		if e.tries > 0 {
 			to, done := e.file, 0
 			plus := strings.LastIndexByte(to, '+')
 			if _, d, ok := strings.Cut(strings.TrimSuffix(to[plus:], ".conf"), "-"); ok {
-				done, _ = digits(d)
+				done = digits(d)
 			}
-			m.Rename(e.file, fmt.Sprintf("%s+%d-%d.conf", to[:plus], e.left-1, done+1))
+			m.Rename(e.file, fmt.Sprintf("%s+%d-%d.conf", to[:plus], e.tries-1, done+1))
 		}
 	}
 	return started
@@ -484,7 +488,7 @@ func TestBootctl(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name := range full().m {
-		if _, ours := New(nil, nil, names).parse(name); ours {
+		if New(nil, nil, names).parse(name) != nil {
 			if err := os.WriteFile(filepath.Join(dir, Dir, name), []byte("linux /k\nsort-key 0\n"), 0o644); err != nil {
 				t.Fatal(err)
 			}
