@@ -546,7 +546,7 @@ func (s State) turns(f Facts, p Policy) []Entry {
 			turns = append(turns, e)
 		}
 	}
-	slices.SortStableFunc(turns, func(a, b Entry) int {
+	sortEntries(turns, func(a, b Entry) int {
 		if a.Good != b.Good {
 			if a.Good {
 				return -1
@@ -637,7 +637,7 @@ func Rebuild(seals map[string]Seal, p Policy) State {
 			all = false
 		}
 	}
-	slices.SortStableFunc(s.Slots, func(a, b Entry) int { return version.Compare(b.Version, a.Version) })
+	sortEntries(s.Slots, func(a, b Entry) int { return version.Compare(b.Version, a.Version) })
 	if all && len(s.Slots) > 0 {
 		low := s.Slots[len(s.Slots)-1]
 		s.Floors.Version, s.Floors.Epoch = low.Version, low.Epoch

@@ -196,7 +196,7 @@ func Target(s State, f Facts, o Offer, running string, p Policy) TargetChoice {
 	}
 	order := slices.Clone(free)
 	slices.Reverse(order) // on a tie the one that is not booted first
-	slices.SortStableFunc(order, func(a, b Entry) int {
+	sortEntries(order, func(a, b Entry) int {
 		if s.Unproven && len(good) == 0 && rank(a) > 0 && rank(b) > 0 {
 			return version.Compare(b.Version, a.Version) // the newest, never the older
 		}

@@ -261,17 +261,25 @@ func (s *State) set(e Entry) {
 
 // toFront makes a slot the first to be tried.
 func (s *State) toFront(slot string) {
-	if i := s.index(slot); i > 0 {
-		e := s.Slots[i]
-		s.Slots = slices.Insert(slices.Delete(s.Slots, i, i+1), 0, e)
+	for i := s.index(slot); i > 0; i-- {
+		s.Slots[i], s.Slots[i-1] = s.Slots[i-1], s.Slots[i]
 	}
 }
 
 // toBack makes a slot the last to be tried.
 func (s *State) toBack(slot string) {
-	if i := s.index(slot); i >= 0 {
-		e := s.Slots[i]
-		s.Slots = append(slices.Delete(s.Slots, i, i+1), e)
+	i := s.index(slot)
+	for ; i >= 0 && i < len(s.Slots)-1; i++ {
+		s.Slots[i], s.Slots[i+1] = s.Slots[i+1], s.Slots[i]
+	}
+}
+
+// sortEntries leaves equals as they stood. There are few: package slices would be 5 KB in /init.
+func sortEntries(list []Entry, order func(a, b Entry) int) {
+	for i := range list {
+		for ; i > 0 && order(list[i], list[i-1]) < 0; i-- {
+			list[i], list[i-1] = list[i-1], list[i]
+		}
 	}
 }
 

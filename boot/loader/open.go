@@ -17,8 +17,11 @@ import (
 // Place is where the variables of a boot loader are found on this machine.
 type Place struct {
 	Block   disk.Block // that [bootloader] device= means
-	Mount   string     // where its file system is mounted, "" where it is not: then its files are written in place
 	EFIVars efi.Dir
+	// Where the file system on Block is mounted: how its files are opened, and the folder of systemd-boot's entries. nil
+	// where it is not: then files are written in place.
+	File   func(path string) (disk.Device, error)
+	Folder sdboot.Folder
 }
 
 // Open opens the place of the configured boot loader. What it opens stays open: it is needed as long as the program runs.
@@ -34,8 +37,8 @@ func Open(c *config.Config, at Place) (l boot.Loader, err error) {
 			l, err = uboot.New(env, names, c.Loader.Schema)
 		}
 	case "sdboot":
-		var dir sdboot.Folder = sdboot.Mounted(at.Mount)
-		if at.Mount == "" {
+		dir := at.Folder
+		if dir == nil {
 			var fs *fat.FS
 			if fs, _, err = openFAT(at.Block); err != nil {
 				return nil, err
@@ -119,21 +122,24 @@ func copies(c *config.Config, at Place, files []string, size int64) (out []disk.
 		}
 		return out, err
 	}
-	if at.Mount != "" {
-		for _, file := range files {
-			f, err := disk.Open(at.Mount+file, true)
-			out = append(out, orDead(f, err))
+	open := at.File
+	if open == nil {
+		fs, dev, err := openFAT(at.Block)
+		if err != nil {
+			return nil, err
 		}
-		return out, nil
+		open = func(path string) (disk.Device, error) {
+			f, err := fs.Open(path)
+			return &inFAT{f, dev}, err
+		}
 	}
 	defer alive(&err)
-	fs, dev, err := openFAT(at.Block)
-	if err != nil {
-		return nil, err
-	}
 	for _, file := range files {
-		f, err := fs.Open(file)
-		out = append(out, orDead(&inFAT{f, dev}, err))
+		f, err := open(file)
+		if err != nil {
+			f = dead{err}
+		}
+		out = append(out, f)
 	}
 	return out, nil
 }
@@ -145,13 +151,6 @@ type inFAT struct {
 }
 
 func (f *inFAT) Flush() error { return f.dev.Flush() }
-
-func orDead(d disk.Device, err error) disk.Device {
-	if err != nil {
-		return dead{err}
-	}
-	return d
-}
 
 // dead is a copy that cannot be opened.
 type dead struct{ err error }

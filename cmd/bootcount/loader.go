@@ -3,12 +3,14 @@ package main
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"lifeboat/boot"
 	"lifeboat/boot/efi"
 	"lifeboat/boot/loader"
 	"lifeboat/boot/raw"
+	"lifeboat/boot/sdboot"
 	"lifeboat/disk"
 )
 
@@ -35,7 +37,10 @@ func (s *session) loader() (boot.Loader, error) {
 		return nil, err
 	}
 	mounts, _ := os.ReadFile("/proc/self/mounts")
-	at.Mount = mountOf(string(mounts), at.Block.Path())
+	if on := mountOf(string(mounts), at.Block.Path()); on != "" {
+		at.Folder = sdboot.Mounted(on)
+		at.File = func(path string) (disk.Device, error) { return disk.Open(filepath.Join(on, path), true) }
+	}
 	return loader.Open(s.cfg, at)
 }
 
