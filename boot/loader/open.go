@@ -1,12 +1,13 @@
 package loader
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
-	"strings"
 
 	"lifeboat/boot"
 	"lifeboat/boot/efi"
+	"lifeboat/boot/grub"
 	"lifeboat/boot/sdboot"
 	"lifeboat/boot/uboot"
 	"lifeboat/config"
@@ -17,6 +18,7 @@ import (
 // Place is where the variables of a boot loader are found on this machine.
 type Place struct {
 	Block   disk.Block // that [bootloader] device= means
+	Slots   map[string]disk.Block // by name
 	EFIVars efi.Dir
 	// Where the file system on Block is mounted: how its files are opened, and the folder of systemd-boot's entries. nil
 	// where it is not: then files are written in place.
@@ -31,6 +33,11 @@ func Open(c *config.Config, at Place) (l boot.Loader, err error) {
 		names = append(names, s.Bootname)
 	}
 	switch c.Bootloader {
+	case "grub":
+		var env []disk.Device
+		if env, err = copies(c, at, []string{grub.File, grub.Shadow}, 1024); err == nil {
+			l, err = grub.New(env, names)
+		}
 	case "uboot":
 		var env []disk.Device
 		if env, err = copies(c, at, []string{"/uboot.env", "/uboot-redund.env"}, 0x4000); err == nil {
@@ -48,14 +55,10 @@ func Open(c *config.Config, at Place) (l boot.Loader, err error) {
 		l = sdboot.New(dir, at.EFIVars, names)
 	case "efi":
 		var slots []efi.Slot
-		for i, n := range names {
-			file := "/EFI/lifeboat/" + n + ".efi"
-			if len(c.Loader.Files) == len(names) {
-				file = c.Loader.Files[i]
-			}
-			slots = append(slots, efi.Slot{Name: n, File: strings.ReplaceAll(file, "/", `\`)})
+		for _, b := range c.BootSlots() {
+			slots = append(slots, efi.Slot{Name: b.Bootname, File: cmp.Or(b.EFILoader, `\vmlinuz`), Args: cmp.Or(b.EFICmdline, `initrd=\initramfs`)})
 		}
-		l = efi.New(at.EFIVars, slots, func(string) (efi.Partition, error) { return partition(at.Block) })
+		l = efi.New(at.EFIVars, slots, func(name string) (efi.Partition, error) { return partition(kernelOf(c, at, name)) })
 	default:
 		err = errors.New("[system] bootloader=" + c.Bootloader + " is not written by this program")
 	}
@@ -63,6 +66,18 @@ func Open(c *config.Config, at Place) (l boot.Loader, err error) {
 		return nil, err
 	}
 	return guarded{l}, nil
+}
+
+// kernelOf finds the partition with a slot's kernel: the one of the slot that goes with it and is not mounted, else the boot
+// loader's.
+func kernelOf(c *config.Config, at Place, bootname string) disk.Block {
+	s, _ := c.SlotByName(bootname)
+	for _, g := range c.Group(s.Name) {
+		if b, ok := at.Slots[g.Name]; ok && g.Mount == "" {
+			return b
+		}
+	}
+	return at.Block
 }
 
 // partition reads what a device path says of a partition.

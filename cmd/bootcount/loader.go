@@ -33,6 +33,9 @@ func (s *session) loader() (boot.Loader, error) {
 	if err != nil {
 		return nil, err
 	}
+	if at.Slots, err = slotBlocks(s.cfg, blocks, s.report.Booted); err != nil {
+		return nil, err
+	}
 	if at.Block, err = beside(s.cfg.Loader.Device, blocks, s.report.Booted); err != nil && s.cfg.Bootloader != "efi" {
 		return nil, err
 	}

@@ -196,7 +196,7 @@ func (d *device) store(p *boot.Policy) boot.Store {
 
 // loader opens the boot loader's own place.
 func (d *device) loader() (boot.Loader, error) {
-	at := loader.Place{EFIVars: efi.Efivars}
+	at := loader.Place{EFIVars: efi.Efivars, Slots: d.found.slots}
 	if d.cfg.Bootloader == "efi" || d.cfg.Bootloader == "sdboot" {
 		if err := at.EFIVars.Mount(); err != nil {
 			d.con.say("EFI variables: " + err.Error())
