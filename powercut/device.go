@@ -284,7 +284,19 @@ func (d *Device) Install(on disk.Device, running string, bundle Medium, each fun
 	return d.install(context.Background(), &doors{d: d, on: on, file: bundle, meanwhile: meanwhile, told: Observer{Committed: each}}, running)
 }
 
+// Seal is `bootcount seal` of a bundle whose images somebody else has written to a slot and to what goes with it.
+func (d *Device) Seal(on disk.Device, slot, running string, bundle Medium, each func(boot.State)) (lines []string, err error) {
+	return d.run(&doors{d: d, on: on, file: bundle, told: Observer{Committed: each}}, func(u *update.Device, src update.Source) error {
+		return u.Seal(context.Background(), src, slot, running)
+	})
+}
+
 func (d *Device) install(ctx context.Context, doors *doors, running string) (lines []string, err error) {
+	return d.run(doors, func(u *update.Device, src update.Source) error { return u.Install(ctx, src, running) })
+}
+
+// run does something with the bundle of doors in the running system.
+func (d *Device) run(doors *doors, do func(*update.Device, update.Source) error) (lines []string, err error) {
 	b := &Boot{}
 	u, err := d.update(doors, b)
 	if err != nil {
@@ -292,7 +304,7 @@ func (d *Device) install(ctx context.Context, doors *doors, running string) (lin
 	}
 	u.Clock = &clock{}
 	u.Lock = func() (func(), error) { return func() {}, nil }
-	err = u.Install(ctx, update.Source{Name: "bundle", Path: "bundle", Asked: true, Lone: true, Size: doors.file.Size()}, running)
+	err = do(u, update.Source{Name: "bundle", Path: "bundle", Asked: true, Lone: true, Size: doors.file.Size()})
 	return b.Lines, err
 }
 
@@ -474,10 +486,10 @@ func (r *doors) Run(ctx context.Context, role string, input []byte, src update.S
 		}
 	case update.RoleRepair:
 		m.Slot, m.SlotReader, m.SlotSize = r.slot(slot), r.slot(src.Slot), r.slot(src.Slot).Size()
-	case update.RoleSeal, update.RoleAttest:
+	case update.RoleSeal, update.RoleAttest, update.RoleCompare:
 		m.SlotReader, m.SlotSize = r.slot(slot), r.slot(slot).Size()
 	}
-	return update.Work(ctx, role, input, m, frame)
+	return update.WorkRunning(ctx, role, input, m, frame)
 }
 
 // Mask returns what no code path may read on a disk: image and hash tree of slots without a valid seal, and what lies

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -18,7 +20,7 @@ import (
 // command succeeds.
 func runningScenarios(t *testing.T) (all []scenario) {
 	add := func(name string, d *Device, start *crash.Image, run func(*Watch)) {
-		want := Want{Version: "*"}
+		want := Want{Version: "*", Decayed: strings.HasPrefix(name, "RAUC")}
 		all = append(all, scenario{name, d, start, run, want, func(c crash.State) error {
 			if err := d.Check(c, want); err != nil {
 				return err
@@ -54,6 +56,26 @@ func runningScenarios(t *testing.T) (all []scenario) {
 	add("bootcount install", d, disk, install(three, nil))
 	add("bootcount install and good meanwhile", d, disk, install(three, good))
 
+	for name, changes := range map[string]map[string]string{"RAUC writes a slot, bootcount seal": nil, "RAUC writes two slots, bootcount seal": grouped(nil)} {
+		k := newKit(t, changes)
+		three := k.bundle("3", 0, Healthy)
+		d, disk := updates(k)
+		// Until then RAUC's bytes lie under the old seal: such a slot is left as one that decayed.
+		add(name, d, disk, func(w *Watch) {
+			w.Decayed = true
+			running := runs(w)
+			slot := map[string]string{"rootfs.0": "rootfs.1", "rootfs.1": "rootfs.0"}[running]
+			if running == "" {
+				return
+			}
+			k.written(w, d, slot, "3")
+			if lines, err := d.Seal(w, slot, running, k.file(three), w.committed); err != nil {
+				w.broken(I7, "bootcount seal: %v: %q", err, lines)
+			}
+			w.Settle(Want{Version: "3", Decayed: true})
+		})
+	}
+
 	k = newKit(t, map[string]string{"fallback policy": "secure"})
 	three = k.file(k.bundle("3", 0, Healthy))
 	d, disk = one(k)
@@ -64,6 +86,67 @@ func runningScenarios(t *testing.T) (all []scenario) {
 	d, disk = updates(k)
 	add("bootcount install of two images", d, disk, install(three, nil))
 	return all
+}
+
+// written puts the images of a bundle into a slot and those that go with it as RAUC does: no tree, no seal, a flush at the
+// end.
+func (k *kit) written(w *Watch, d *Device, slot, version string) {
+	k.t.Helper()
+	for _, s := range d.members(slot) {
+		b, err := os.ReadFile(filepath.Join(k.dir, "in-"+version, s.Class+".img"))
+		k.must(err)
+		_, err = w.rec.WriteAt(b, d.Part(s.Name).Off)
+		k.must(err)
+		k.must(w.rec.Flush())
+	}
+}
+
+// What is not what RAUC wrote is not sealed, and loses nothing.
+func TestSealRefusals(t *testing.T) {
+	k := newKit(t, nil)
+	three := k.bundle("3", 0, Healthy)
+	d, disk := updates(k) // 1 in A, 2 in B, which runs
+	for name, c := range map[string]struct {
+		slot    string
+		prepare func(w *Watch)
+		code    int
+		says    string
+	}{
+		"nothing was written": {"rootfs.0", nil, 30, "does not hold the image rootfs of this bundle"},
+		"the one that runs":   {"rootfs.1", nil, 0, ""},
+		"resized": {"rootfs.0", func(w *Watch) {
+			k.written(w, d, "rootfs.0", "3")
+			w.rec.WriteAt([]byte("resized"), d.Part("rootfs.0").Off+1024)
+		}, 30, "no resize=true"},
+		"the last block differs": {"rootfs.0", func(w *Watch) {
+			k.written(w, d, "rootfs.0", "3")
+			w.rec.WriteAt([]byte("x"), d.Part("rootfs.0").Off+imageSize-1)
+		}, 30, "does not hold"},
+		"on trial": {"rootfs.0", func(w *Watch) { k.written(w, d, "rootfs.0", "3"); unproven(w, "rootfs.1") }, 31, "on trial"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := d.Over(crash.Record(disk), nil)
+			w.Decayed = true
+			if c.prepare != nil {
+				c.prepare(w)
+			}
+			before := w.rec.Image()
+			lines, err := d.Seal(w, c.slot, "rootfs.1", k.file(three), w.committed)
+			var r update.Refusal
+			if errors.As(err, &r); err == nil || r.Code != c.code || !contains(lines, c.says) {
+				t.Errorf("%v (code %d, want %d): %q", err, r.Code, c.code, lines)
+			}
+			for _, slot := range d.policy.Slots {
+				p := d.Part(slot)
+				a, b := make([]byte, p.Len), make([]byte, p.Len)
+				before.ReadAt(a, p.Off)
+				w.ReadAt(b, p.Off)
+				if !bytes.Equal(a, b) {
+					t.Errorf("%s was changed", slot)
+				}
+			}
+		})
+	}
 }
 
 // runs returns the slot whose system was started last and is confirmed.

@@ -14,6 +14,7 @@ const (
 	RoleScan    = "scan"    // reads a stick and says which bundles lie on it
 	RoleCheck   = "check"   // reads every block of one bundle before a slot is touched
 	RoleInstall = "install" // writes one bundle's image and tree to one slot
+	RoleCompare = "compare" // reads an image of a bundle and a slot: whether they are the same
 	RoleSeal    = "seal"    // reads a slot's seal
 	RoleAttest  = "attest"  // reads a slot's seal and the whole slot
 	RoleReport  = "report"  // writes the report over the one on a stick, whose only writer it is

@@ -22,7 +22,7 @@ const (
 // bundle and goes on: an install where it was, a check from the beginning, for another stick may be damaged. slot is that of the
 // update, member what the installer writes to. o then has the stick that it went on with.
 func (d *Device) patiently(ctx context.Context, role string, o *offer, slot, member string) (*answer, error) {
-	var from, done int64
+	from, done := o.have, int64(0)
 	for replugs := 0; ; {
 		a, err := d.resumeJob(ctx, role, o.src, o.Found, member, from, func(n, total int64) {
 			done = n

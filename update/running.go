@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 
 	"lifeboat/boot"
+	"lifeboat/slots"
 )
 
 // Install is `bootcount install`: it puts the one bundle that src is, which somebody asked for, into another slot than the
@@ -17,24 +19,9 @@ import (
 // the worker ends, and the target is wiped and holds nothing; the same is found after a cut at any point. What runs, and
 // what would be booted in its place, is as it was.
 func (d *Device) Install(ctx context.Context, src Source, running string) error {
-	d.prepare()
-	d.running = running
-	if err := d.locked(func() error { return d.reload() }); err != nil {
+	o, err := d.asked(ctx, src, running)
+	if err != nil {
 		return err
-	}
-	d.loadTrust()
-	d.look(ctx, d.Policy.Slots)
-	d.settle(ctx)
-	if ctx.Err() != nil {
-		return ctx.Err() // what is known of the slots by now is no knowledge
-	}
-	if d.state.Install.Target != "" && !d.amend(func(s boot.State) (boot.State, bool) { s, _, _ = d.settled(s); return s, true }) {
-		// One that was killed: what it left is settled first, as the next boot would.
-		return d.stuck(src.Name)
-	}
-	o, ok := d.offered(ctx, src)
-	if !ok {
-		return errors.Join(ctx.Err(), d.refused())
 	}
 	for range 8 {
 		t := d.target(ctx, o.Offer)
@@ -87,6 +74,76 @@ func (d *Device) Install(ctx context.Context, src Source, running string) error 
 	return errors.New("the boot state is changed by others all the time")
 }
 
+// asked learns what the slots hold, and scans src for the bundle.
+func (d *Device) asked(ctx context.Context, src Source, running string) (o offer, err error) {
+	d.prepare()
+	d.running = running
+	if err := d.locked(func() error { return d.reload() }); err != nil {
+		return o, err
+	}
+	d.loadTrust()
+	d.look(ctx, d.Policy.Slots)
+	d.settle(ctx)
+	if ctx.Err() != nil {
+		return o, ctx.Err() // what is known of the slots by now is no knowledge
+	}
+	if d.state.Install.Target != "" && !d.amend(func(s boot.State) (boot.State, bool) { s, _, _ = d.settled(s); return s, true }) {
+		// One that was killed: what it left is settled first, as the next boot would.
+		return o, d.stuck(src.Name)
+	}
+	o, ok := d.offered(ctx, src)
+	if !ok {
+		return o, errors.Join(ctx.Err(), d.refused())
+	}
+	return o, nil
+}
+
+// Seal is `bootcount seal`: another updater has written the images of the bundle that src is to a slot and to those that go
+// with it, without hash trees and seals; they get them, and the record says that the bundle was installed. What is in the
+// slots is compared with the bundle before anything is touched, and nothing is where they differ (30). Otherwise it is an
+// Install: after a cut the slot holds nothing, or is sealed.
+func (d *Device) Seal(ctx context.Context, src Source, slot, running string) error {
+	o, err := d.asked(ctx, src, running)
+	if err != nil {
+		return err
+	}
+	if slot == running {
+		return fmt.Errorf("slot %s is the one that runs", d.Name(slot))
+	}
+	if !d.takesRunning(o) {
+		return d.refused()
+	}
+	d.step(Checking, o.Offer.Version, slot)
+	for _, m := range d.members(slot) {
+		if _, err := d.bundleJob(ctx, RoleCompare, src, o.Found, m, d.Progress); err != nil {
+			d.failed(o, err, false)
+			return d.refused()
+		}
+	}
+	o.have = math.MaxInt64
+	current := false
+	if !d.amend(func(s boot.State) (boot.State, bool) {
+		s, _, _ = d.settled(s)
+		current = boot.JudgeRunning(s, o.Offer, running, d.Policy).Take
+		return boot.Note(s, slot, o.Offer, d.Policy), current
+	}) {
+		if !current {
+			return errors.New("the boot state was changed by others")
+		}
+		return d.stuck(o.Path)
+	}
+	if !d.write(ctx, o, slot) {
+		return d.refused()
+	}
+	if !d.amend(func(s boot.State) (boot.State, bool) {
+		return boot.Installed(s, slot, d.facts.Seals[slot], d.Policy), true
+	}) {
+		return d.stuck(o.Path)
+	}
+	d.installed(o, slot)
+	return nil
+}
+
 // stuck is the refusal when the record cannot be written.
 func (d *Device) stuck(name string) error {
 	d.refuse(name, codeIO, "the boot state cannot be written")
@@ -111,7 +168,7 @@ func (d *Device) offered(ctx context.Context, src Source) (o offer, ok bool) {
 	if len(a.found) == 0 {
 		return o, false
 	}
-	o = offer{src, a.found[0]}
+	o = offer{src: src, Found: a.found[0]}
 	o.Path, o.Offer.Asked = src.Name, true
 	return o, true
 }
@@ -203,4 +260,32 @@ func (d *Device) settled(s boot.State) (next boot.State, look, attest []string) 
 		}
 	}
 	return boot.Absorb(s, f, d.Policy)
+}
+
+// WorkRunning is Work in the running system, whose workers do what early boot's never have to.
+func WorkRunning(ctx context.Context, role string, input []byte, m Media, send func(kind byte, body []byte) error) error {
+	if role != RoleCompare {
+		return Work(ctx, role, input, m, send)
+	}
+	w, err := newWorker(input, m, send)
+	if err != nil {
+		return err
+	}
+	return w.end(w.compare(ctx))
+}
+
+// compare reads a slot that somebody else has written.
+func (w *worker) compare(ctx context.Context) error {
+	b, err := w.open(ctx)
+	if err != nil {
+		return err
+	}
+	i, err := b.Manifest.Find(w.job.Class)
+	if err == nil {
+		err = slots.Holds(ctx, w.media.SlotReader, w.media.SlotSize, b, i, w.progress)
+	}
+	if err != nil {
+		return err
+	}
+	return w.send(frameDone, nil)
 }

@@ -369,6 +369,7 @@ func (d *Device) outside(ctx context.Context, rescue bool) (installed bool) {
 type offer struct {
 	src Source
 	Found
+	have int64 // bytes of its images that lie in the slots already
 }
 
 // from installs the best bundle of the sources that is taken, and tells people how that went.
@@ -462,7 +463,7 @@ func (d *Device) offers(ctx context.Context, sources []Source, rescue bool) []of
 		for _, f := range a.found {
 			d.Say(status.FoundLine(f.Path, f.Offer.Version, src.Name))
 			f.Offer.Asked = src.Asked
-			out = append(out, offer{src, f})
+			out = append(out, offer{src: src, Found: f})
 		}
 	}
 	return out

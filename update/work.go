@@ -27,7 +27,7 @@ type Media struct {
 	SourceSize int64       // bytes
 	Stick      disk.Device // report: the stick, read-write
 	Slot       disk.Device // install, repair: the target, read-write
-	SlotReader io.ReaderAt // seal, attest: the slot, past every cache; repair: the one that is copied
+	SlotReader io.ReaderAt // seal, attest, compare: the slot, past every cache; repair: the one that is copied
 	SlotSize   int64       // of SlotReader, bytes
 }
 
@@ -35,19 +35,9 @@ type Media struct {
 // tests; it reads outside bytes and holds nothing that is worth having. The returned error is for a worker that could
 // not do its job at all; what it thinks of the bytes it read is part of the answer.
 func Work(ctx context.Context, role string, input []byte, m Media, send func(kind byte, body []byte) error) error {
-	j, err := decodeJob(input)
+	w, err := newWorker(input, m, send)
 	if err != nil {
 		return err
-	}
-	w := &worker{job: j, media: m, send: send}
-	if m.Source != nil {
-		w.media.Source = &beat{r: m.Source, w: w}
-	}
-	if m.SlotReader != nil && j.Rate > 0 {
-		w.media.SlotReader = &beat{r: m.SlotReader, w: w}
-	}
-	if m.Slot != nil && j.Rate > 0 {
-		w.media.Slot = &slowSlot{m.Slot, w}
 	}
 	switch role {
 	case RoleScan:
@@ -69,10 +59,33 @@ func Work(ctx context.Context, role string, input []byte, m Media, send func(kin
 	default:
 		return fmt.Errorf("unknown role %q", role)
 	}
+	return w.end(err)
+}
+
+func newWorker(input []byte, m Media, send func(kind byte, body []byte) error) (*worker, error) {
+	j, err := decodeJob(input)
 	if err != nil {
-		return send(frameError, Refusal{Path: j.Path, Code: int(verify.CodeOf(err)), Text: err.Error(), Hint: verify.HintOf(err)}.encode())
+		return nil, err
 	}
-	return nil
+	w := &worker{job: j, media: m, send: send}
+	if m.Source != nil {
+		w.media.Source = &beat{r: m.Source, w: w}
+	}
+	if m.SlotReader != nil && j.Rate > 0 {
+		w.media.SlotReader = &beat{r: m.SlotReader, w: w}
+	}
+	if m.Slot != nil && j.Rate > 0 {
+		w.media.Slot = &slowSlot{m.Slot, w}
+	}
+	return w, nil
+}
+
+// end says what the worker thinks of the bytes that it read.
+func (w *worker) end(err error) error {
+	if err == nil {
+		return nil
+	}
+	return w.send(frameError, Refusal{Path: w.job.Path, Code: int(verify.CodeOf(err)), Text: err.Error(), Hint: verify.HintOf(err)}.encode())
 }
 
 type worker struct {

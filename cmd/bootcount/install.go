@@ -54,8 +54,9 @@ func bytesOf(s string) (int64, error) {
 // minRate keeps a 1 GiB image below five hours.
 const minRate = 64 << 10
 
-// install writes the bundle in a file, or on standard input, to another slot than the one whose system runs.
-func (s *session) install(out io.Writer, file string, rate int64, asJSON bool) (err error) {
+// install writes the bundle in a file, or on standard input, to another slot than the one whose system runs. Where written is
+// not "", another updater has written it there, and it is sealed.
+func (s *session) install(out io.Writer, file, written string, rate int64, asJSON bool) (err error) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	debug.SetMemoryLimit(8 << 20)
@@ -81,6 +82,9 @@ func (s *session) install(out io.Writer, file string, rate int64, asJSON bool) (
 	src, err := s.source(ctx, file, d.Room, m)
 	var r update.Refusal
 	switch {
+	case err == nil && written != "":
+		err = d.Seal(ctx, src.Source, written, s.report.Booted.Slot)
+		src.Close()
 	case err == nil:
 		err = d.Install(ctx, src.Source, s.report.Booted.Slot)
 		src.Close()

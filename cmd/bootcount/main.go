@@ -24,6 +24,7 @@ import (
 	"lifeboat/confine"
 	"lifeboat/disk"
 	"lifeboat/status"
+	"lifeboat/update"
 	"lifeboat/update/crew"
 )
 
@@ -35,6 +36,8 @@ const usage = `usage: bootcount status [--json]     what early boot did, and the
        bootcount install [--json] [--rate=BYTES] BUNDLE|-
                                        write another slot while this system runs; the next boot tries it.
                                        --rate=4M: at most so many bytes per second
+       bootcount seal [--json] [BUNDLE]
+                                       RAUC's post-install handler: what it has written gets hash tree and seal
        bootcount stage [--json] [--replace] BUNDLE|-
                                        leave a bundle on the staging partition; the next boot installs it
        bootcount unstage               take that back
@@ -42,7 +45,7 @@ const usage = `usage: bootcount status [--json]     what early boot did, and the
                                        (lifeboat-trial.timer asks every few seconds)
        bootcount ended                 a system on trial goes down in order (lifeboat-ended.service says so at shutdown)
        bootcount doctor                what keeps this device from coming back by itself, and how to fix it
-A slot is named rootfs.0 or by its bootname. Exit status: 0 ok, 1 failure, 2 usage; of install and stage also the code of a
+A slot is named rootfs.0 or by its bootname. Exit status: 0 ok, 1 failure, 2 usage; of install, seal and stage also the code of a
 refusal (20 to 40), and 130 when it was stopped.
 `
 
@@ -60,7 +63,7 @@ func (e *exit) Unwrap() error { return e.err }
 
 func main() {
 	if j := confine.Child(); j != nil {
-		j.Exit(crew.Work(j))
+		j.Exit(crew.Work(j, update.WorkRunning))
 	}
 	os.Exit(exitStatus(run(os.Args[1:], status.Dir, os.Stdout)))
 }
@@ -90,7 +93,7 @@ var commands = map[string]struct {
 	options     []string
 }{
 	"status": {0, 0, []string{"json"}}, "history": {0, 0, []string{"json"}}, "good": {}, "bad": {0, 1, []string{"force"}}, "next": {1, 1, nil},
-	"install": {1, 1, []string{"json", "rate="}}, "stage": {1, 1, []string{"json", "replace"}}, "unstage": {}, "deadline": {0, 0, []string{"reboot"}}, "ended": {}, "doctor": {},
+	"install": {1, 1, []string{"json", "rate="}}, "seal": {0, 1, []string{"json"}}, "stage": {1, 1, []string{"json", "replace"}}, "unstage": {}, "deadline": {0, 0, []string{"reboot"}}, "ended": {}, "doctor": {},
 }
 
 func run(args []string, dir string, out io.Writer) error {
@@ -128,7 +131,22 @@ func run(args []string, dir string, out io.Writer) error {
 		if err != nil {
 			return err
 		}
-		return s.install(out, rest[0], rate, asJSON)
+		return s.install(out, rest[0], "", rate, asJSON)
+	}
+	if args[0] == "seal" {
+		h := handler{root: "/", env: os.Getenv}
+		slot, err := h.written(s.cfg)
+		if err != nil {
+			return err
+		}
+		if len(rest) == 0 {
+			file, err := h.bundle()
+			if err != nil {
+				return err
+			}
+			rest = []string{file}
+		}
+		return s.install(out, rest[0], slot, 0, asJSON)
 	}
 	switch _, replace := options["replace"]; args[0] {
 	case "stage":

@@ -46,7 +46,7 @@ func init() {
 	case "garbage":
 		_ = j.Send('F', bytes.Repeat([]byte{0xff}, 4000))
 	}
-	err := crew.Work(j)
+	err := crew.Work(j, update.Work)
 	if act == "forge" { // an installer that says that all is well, and then writes what it wants
 		_, _ = unix.Pwrite(int(j.Files[1].Fd()), bytes.Repeat([]byte("EVIL"), 1024), 8192)
 	}

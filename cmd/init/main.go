@@ -36,7 +36,7 @@ import (
 
 func main() {
 	if j := confine.Child(); j != nil {
-		j.Exit(crew.Work(j))
+		j.Exit(crew.Work(j, update.Work))
 	}
 	if os.Getpid() != 1 {
 		fmt.Fprintln(os.Stderr, "lifeboat: this is /init: the kernel starts it from an initramfs")

@@ -4,7 +4,7 @@
 // A program that uses it calls Work first thing in main:
 //
 //	if j := confine.Child(); j != nil {
-//		j.Exit(crew.Work(j))
+//		j.Exit(crew.Work(j, update.Work))
 //	}
 package crew
 
@@ -27,7 +27,7 @@ import (
 // uids of the workers: nobody else has them, and no two roles share one.
 var uids = map[string]int{
 	update.RoleScan: 65501, update.RoleCheck: 65502, update.RoleInstall: 65503, update.RoleAttest: 65504, update.RoleSeal: 65505, update.RoleTrust: 65506,
-	update.RoleReport: 65507, update.RoleRepair: 65508,
+	update.RoleReport: 65507, update.RoleRepair: 65508, update.RoleCompare: 65509,
 }
 
 // quick is the CPU time of a worker that reads little. Those that read or write a whole image may take any time as long as
@@ -93,7 +93,7 @@ func (c *Workers) Run(ctx context.Context, role string, input []byte, src update
 		if err := open(c.Slot(slot), os.O_RDWR); err != nil {
 			return err
 		}
-	case update.RoleSeal, update.RoleAttest:
+	case update.RoleSeal, update.RoleAttest, update.RoleCompare:
 		if role == update.RoleSeal {
 			spec.CPU, spec.Deadline = quick, time.Minute
 		}
@@ -117,8 +117,9 @@ func openRetry(path string, flags int) (*os.File, error) {
 	}
 }
 
-// Work is the worker's side: its descriptors become media, its answers frames.
-func Work(j *confine.Job) error {
+// Work is the worker's side: its descriptors become media, its answers frames. work is update.Work, or what a program has in
+// its place.
+func Work(j *confine.Job, work func(ctx context.Context, role string, input []byte, m update.Media, send func(byte, []byte) error) error) error {
 	var m update.Media
 	files := j.Files
 	take := func() (*disk.File, error) {
@@ -140,7 +141,7 @@ func Work(j *confine.Job) error {
 			m.Stick = f
 		}
 	}
-	if reader {
+	if reader || j.Role == update.RoleCompare {
 		f, err := take()
 		if err != nil {
 			return err
@@ -158,7 +159,7 @@ func Work(j *confine.Job) error {
 		}
 		m.Slot = f
 	}
-	return update.Work(context.Background(), j.Role, j.Input, m, j.Send)
+	return work(context.Background(), j.Role, j.Input, m, j.Send)
 }
 
 // Slots is what update.Slots has in common in early boot and in the running system. Each call returns only when it is
