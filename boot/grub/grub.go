@@ -14,6 +14,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 
 	"lifeboat/boot"
@@ -96,16 +97,19 @@ func (l *Loader) Read() (boot.Vars, error) {
 	return v, nil
 }
 
+// fits says whether a file of n bytes may hold a block.
+func fits(n int64) bool { return n >= sector && n <= maxSize }
+
 // load returns the block that GRUB goes by, and all copies as they are (nil: no block fits there, or it can't be read).
 func (l *Loader) load() (found block, all [][]byte, err error) {
 	err = boot.ErrNoVars
 	for _, c := range l.copies {
 		var b []byte
-		if n := c.Size(); n >= sector && n <= maxSize {
+		if n := c.Size(); fits(n) {
 			b = make([]byte, n)
-			if _, e := c.ReadAt(b, 0); e != nil {
-				b, err = nil, e
-			}
+		}
+		if _, e := c.ReadAt(b, 0); e != nil && e != io.EOF {
+			b, err = nil, e
 		}
 		all = append(all, b)
 		if found == nil {
@@ -119,45 +123,49 @@ func (l *Loader) load() (found block, all [][]byte, err error) {
 }
 
 // Write writes the second copy first, so that GRUB goes by the old one until it is durable. Copies whose size is not that
-// of a block are left out.
+// of a block are left out; where all hold v already, nothing is written.
 func (l *Loader) Write(v boot.Vars) error {
-	found, all, _ := l.load()
+	found, all, err := l.load()
 	stock := found != nil && stock(found, l.names)
-	wrote := false
-	for i := len(all) - 1; i >= 0; i-- {
-		if all[i] == nil {
-			if n := l.copies[i].Size(); n < sector || n > maxSize {
-				continue
-			}
-			all[i] = make([]byte, l.copies[i].Size()) // unreadable: a write may mend it
-		}
-		b := l.block(v, found, stock, len(all[i]))
-		wrote = true
-		if bytes.Equal(b, all[i]) {
-			continue
-		}
-		if _, err := l.copies[i].WriteAt(b, 0); err != nil {
-			return err
-		}
-		if err := l.copies[i].Flush(); err != nil {
-			return err
-		}
-		if _, err := l.copies[i].ReadAt(all[i], 0); err != nil {
-			return err
-		}
-		if !bytes.Equal(b, all[i]) {
-			return errors.New("GRUB's environment block reads back as something else")
+	mark := found.get(head, "")
+	same, room := mark != "", false
+	for i, b := range all {
+		if fits(l.copies[i].Size()) {
+			same, room = same && bytes.Equal(b, l.block(v, found, mark, stock, len(b))), true
 		}
 	}
-	if !wrote {
-		return errors.New("there is no file of the size of GRUB's environment block")
+	if !room {
+		return fmt.Errorf("no file has the size of GRUB's environment block: %w", err)
+	}
+	if same {
+		return nil
+	}
+	mark = nextMark(mark)
+	for i := len(all) - 1; i >= 0; i-- {
+		c := l.copies[i]
+		if !fits(c.Size()) {
+			continue
+		}
+		b := l.block(v, found, mark, stock, int(c.Size()))
+		if _, err := c.WriteAt(b, 0); err != nil {
+			return err
+		}
+		if err := c.Flush(); err != nil {
+			return err
+		}
+		back := make([]byte, len(b))
+		if _, err := c.ReadAt(back, 0); err != nil {
+			return err
+		}
+		if !bytes.Equal(b, back) {
+			return errors.New("GRUB's environment block reads back as something else")
+		}
 	}
 	return nil
 }
 
 // block is what a copy of so many bytes shall hold: ours, then what else was found, as far as there is room.
-func (l *Loader) block(v boot.Vars, old block, stock bool, size int) []byte {
-	mark := nextMark(old.get(head, ""))
+func (l *Loader) block(v boot.Vars, old block, mark string, stock bool, size int) []byte {
 	b := append(make([]byte, 0, size), signature...)
 	put := func(name, of, value string) {
 		b = append(append(append(append(append(b, name...), of...), '='), value...), '\n')

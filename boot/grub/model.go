@@ -55,10 +55,13 @@ func Run(copies [][]byte, names []string, loads func(name string) bool) (started
 }
 
 // save sets a variable as GRUB's save_env does: the first of that name, where it stands, else behind all others. Where
-// there is no room nothing changes.
+// there is no room, or the filling does not begin behind a newline, nothing changes.
 func save(b []byte, name, value string) []byte {
 	line := name + "=" + value + "\n"
-	end := len(strings.TrimRight(string(b), "#")) // the filling is GRUB's measure of what is free
+	end := len(strings.TrimRight(string(b), "#")) // what is free begins here
+	if b[end-1] != '\n' {
+		return b // GRUB takes that for broken
+	}
 	for p := len(signature); p < end; {
 		next := p
 		for next < len(b) && b[next] != '\n' {
