@@ -11,9 +11,7 @@
 package grub
 
 import (
-	"bytes"
 	"errors"
-	"fmt"
 	"io"
 	"strings"
 
@@ -54,7 +52,7 @@ func New(copies []disk.Device, names []string) (*Loader, error) {
 	n := len(signature) + len(head) + len(tail) + len(order) + 3*len("=\n") + 2*len("0000")
 	for _, name := range names {
 		if !isName(name) {
-			return nil, fmt.Errorf("bootname %q: GRUB's variables have letters, digits and _ in their names", name)
+			return nil, errors.New("bootname " + name + ": GRUB's variables have letters, digits and _ in their names")
 		}
 		n += len(name)*4 + len("_OK=0\n_TRY=0\n_LEFT=0\n ")
 	}
@@ -76,155 +74,134 @@ func isName(s string) bool {
 
 // Most is 9, or 1 where the environment is one of RAUC without our counters.
 func (l *Loader) Most() uint8 {
-	if b, _, err := l.load(); err == nil && stock(b, l.names) {
+	if e, err := l.load(); err == nil && e.stock {
 		return 1
 	}
 	return most
 }
 
-func (l *Loader) Read() (boot.Vars, error) {
-	b, _, err := l.load()
-	if err != nil {
-		return boot.Vars{}, err
-	}
-	v := boot.Vars{}
-	for _, name := range b.order(l.names) {
-		if b.get(name, "_OK") != "1" {
-			continue
+func (l *Loader) Read() (v boot.Vars, err error) {
+	e, err := l.load()
+	for _, name := range e.order {
+		if e.get(name, "_OK") == "1" {
+			v.Order = append(v.Order, boot.Turn{Name: name, Tries: e.tries(name)})
 		}
-		v.Order = append(v.Order, boot.Turn{Name: name, Tries: b.tries(name)})
 	}
-	return v, nil
+	return v, err
 }
 
-// fits says whether a file of n bytes may hold a block.
-func fits(n int64) bool { return n >= sector && n <= maxSize }
+// env is an environment block that GRUB goes by.
+type env struct {
+	vars   map[string]string
+	order  []string // slots that ORDER names, each once; all where there is none
+	stock  bool     // RAUC's variables alone
+	others [][]byte // lines that are not ours, comments too
+}
 
-// load returns the block that GRUB goes by, and all copies as they are (nil: no block fits there, or it can't be read).
-func (l *Loader) load() (found block, all [][]byte, err error) {
-	err = boot.ErrNoVars
+// load returns what GRUB goes by: the first copy that is whole.
+func (l *Loader) load() (*env, error) {
+	err := boot.ErrNoVars
 	for _, c := range l.copies {
-		var b []byte
-		if n := c.Size(); fits(n) {
-			b = make([]byte, n)
-		}
+		b := l.buffer(c)
 		if _, e := c.ReadAt(b, 0); e != nil && e != io.EOF {
-			b, err = nil, e
-		}
-		all = append(all, b)
-		if found == nil {
-			found = whole(b, l.names)
+			err = e
+		} else if e, ok := l.parse(b); ok {
+			return e, nil
 		}
 	}
-	if found != nil {
-		err = nil
+	return &env{}, err
+}
+
+// buffer has the size of a copy, or is nil where no block fits there.
+func (l *Loader) buffer(c disk.Device) []byte {
+	if n := c.Size(); n >= sector && n <= maxSize {
+		return make([]byte, n)
 	}
-	return found, all, err
+	return nil
 }
 
 // Write writes the second copy first, so that GRUB goes by the old one until it is durable. Copies whose size is not that
 // of a block are left out; where all hold v already, nothing is written.
 func (l *Loader) Write(v boot.Vars) error {
-	found, all, err := l.load()
-	stock := found != nil && stock(found, l.names)
-	mark := found.get(head, "")
-	same, room := mark != "", false
-	for i, b := range all {
-		if fits(l.copies[i].Size()) {
-			same, room = same && bytes.Equal(b, l.block(v, found, mark, stock, len(b))), true
-		}
-	}
-	if !room {
-		return fmt.Errorf("no file has the size of GRUB's environment block: %w", err)
-	}
-	if same {
+	old, err := l.load()
+	mark := old.vars[head]
+	if mark != "" && l.hold(&v, old, mark) {
 		return nil
 	}
 	mark = nextMark(mark)
-	for i := len(all) - 1; i >= 0; i-- {
+	for i := len(l.copies) - 1; i >= 0; i-- {
 		c := l.copies[i]
-		if !fits(c.Size()) {
+		b := l.buffer(c)
+		if b == nil {
 			continue
 		}
-		b := l.block(v, found, mark, stock, int(c.Size()))
-		if _, err := c.WriteAt(b, 0); err != nil {
-			return err
+		l.fill(b, &v, old, mark)
+		if _, err = c.WriteAt(b, 0); err == nil {
+			err = c.Flush()
 		}
-		if err := c.Flush(); err != nil {
-			return err
+		if err == nil && !l.holds(c, b) {
+			err = errors.New("GRUB's environment block reads back as something else")
 		}
-		back := make([]byte, len(b))
-		if _, err := c.ReadAt(back, 0); err != nil {
+		if err != nil {
 			return err
-		}
-		if !bytes.Equal(b, back) {
-			return errors.New("GRUB's environment block reads back as something else")
 		}
 	}
-	return nil
+	return err // that of load, where there was no copy to write to
 }
 
-// block is what a copy of so many bytes shall hold: ours, then what else was found, as far as there is room.
-func (l *Loader) block(v boot.Vars, old block, mark string, stock bool, size int) []byte {
-	b := append(make([]byte, 0, size), signature...)
-	put := func(name, of, value string) {
-		b = append(append(append(append(append(b, name...), of...), '='), value...), '\n')
-	}
-	names := make([]string, 0, len(l.names))
-	for _, t := range v.Order {
-		names = append(names, t.Name)
-	}
-	for _, name := range l.names { // those that are not started come last, for rauc to find them
-		if turn(v, name) < 0 {
-			names = append(names, name)
-		}
-	}
-	put(head, "", mark)
-	put(order, "", strings.Join(names, " "))
-	for _, name := range l.names {
-		ok, try, left := "0", "0", "0"
-		if i := turn(v, name); i >= 0 {
-			ok, try = "1", "1"
-			if n := v.Order[i].Tries; n > 0 {
-				try, left = "0", string([]byte{'0' + min(n, most)})
+// hold says whether all copies hold v already.
+func (l *Loader) hold(v *boot.Vars, old *env, mark string) bool {
+	for _, c := range l.copies {
+		if b := l.buffer(c); b != nil {
+			if l.fill(b, v, old, mark); !l.holds(c, b) {
+				return false
 			}
 		}
-		put(name, "_OK", ok)
-		put(name, "_TRY", try)
-		if !stock {
-			put(name, "_LEFT", left)
-		}
 	}
-	put(tail, "", mark)
-	old.each(func(name, _ string, raw []byte) {
-		if l.ours(name) || len(b)+len(raw) > size {
-			return
-		}
-		b = append(b, raw...)
-	})
-	for len(b) < size {
-		b = append(b, '#')
-	}
-	return b
+	return true
 }
 
-// ours says whether Write sets a variable.
-func (l *Loader) ours(variable string) bool {
+func (l *Loader) holds(c disk.Device, want []byte) bool {
+	b := make([]byte, len(want))
+	_, err := c.ReadAt(b, 0)
+	return err == nil && string(b) == string(want)
+}
+
+// fill makes b what a copy shall hold: ours, then what else was found, as far as there is room.
+func (l *Loader) fill(b []byte, v *boot.Vars, old *env, mark string) {
+	list, values := "", ""
+	for _, t := range v.Order {
+		list += t.Name + " "
+	}
 	for _, name := range l.names {
-		if of, ok := strings.CutPrefix(variable, name); ok && (of == "_OK" || of == "_TRY" || of == "_LEFT") {
-			return true
+		ok, try, left := "=0\n", "=0\n", byte('0')
+		last := true
+		for _, t := range v.Order {
+			if t.Name == name {
+				ok, last = "=1\n", false
+				if left += min(t.Tries, most); t.Tries == 0 {
+					try = "=1\n"
+				}
+			}
+		}
+		if last { // what is not started comes last, for rauc to find it
+			list += name + " "
+		}
+		values += name + "_OK" + ok + name + "_TRY" + try
+		if !old.stock {
+			values += name + "_LEFT=" + string([]byte{left, '\n'})
 		}
 	}
-	return variable == head || variable == tail || variable == order
-}
-
-func turn(v boot.Vars, name string) int {
-	for i, t := range v.Order {
-		if t.Name == name {
-			return i
+	text := signature + head + "=" + mark + "\n" + order + "=" + list[:max(len(list)-1, 0)] + "\n" + values + tail + "=" + mark + "\n"
+	n := copy(b, text)
+	for _, line := range old.others {
+		if n+len(line) <= len(b) {
+			n += copy(b[n:], line)
 		}
 	}
-	return -1
+	for ; n < len(b); n++ {
+		b[n] = '#'
+	}
 }
 
 // nextMark is the mark after old: four digits, never the same twice in a row.
@@ -241,118 +218,88 @@ func nextMark(old string) string {
 	return string(b)
 }
 
-// block is an environment block that has GRUB's first line.
-type block []byte
-
-// whole returns b as a block if it is one that GRUB would go by: the marks are equal, where there are any, and some of the
-// variables are there. Else nil.
-func whole(b block, names []string) block {
-	if len(b) <= len(signature) || string(b[:len(signature)]) != signature || b.get(head, "") != b.get(tail, "") {
-		return nil
+// parse takes a block apart as GRUB does. ok says whether the script would go by it: the marks are equal, where there are
+// any, and ORDER names one of the slots; where there is no ORDER, an X_OK does.
+func (l *Loader) parse(b []byte) (e *env, ok bool) {
+	if len(b) <= len(signature) || string(b[:len(signature)]) != signature {
+		return nil, false
 	}
-	if strings.TrimSpace(b.get(order, "")) != "" {
-		if len(b.order(names)) == 0 {
-			return nil
+	e = &env{vars: map[string]string{}, stock: true}
+	for b = b[len(signature):]; ; {
+		name, value, n := variable(b)
+		if n == 0 {
+			break
 		}
-		return b
+		ours := name == head || name == tail || name == order
+		for _, slot := range l.names {
+			ours = ours || name == slot+"_OK" || name == slot+"_TRY" || name == slot+"_LEFT"
+		}
+		if ours { // of several of one name the last counts
+			e.vars[name] = value
+		} else {
+			e.others = append(e.others, b[:n])
+		}
+		b = b[n:]
 	}
-	for _, name := range names {
-		if b.get(name, "_OK") != "" {
-			return b
+	words := strings.Fields(e.vars[order])
+	all := len(words) == 0
+	if all {
+		words = l.names
+	}
+	for _, slot := range l.names {
+		e.stock = e.stock && e.get(slot, "_LEFT") == ""
+		ok = ok || all && e.get(slot, "_OK") != ""
+	}
+	for _, word := range words {
+		known := false
+		for _, slot := range l.names {
+			known = known || word == slot
+		}
+		for _, before := range e.order {
+			known = known && word != before
+		}
+		if known {
+			e.order = append(e.order, word)
 		}
 	}
-	return nil
+	ok = (ok || !all && len(e.order) > 0) && e.vars[head] == e.vars[tail]
+	return e, ok
 }
 
-// stock says that it has RAUC's variables alone.
-func stock(b block, names []string) bool {
-	for _, name := range names {
-		if b.get(name, "_LEFT") != "" {
-			return false
-		}
-	}
-	return true
-}
-
-// order is the slots that ORDER names, each once; all of them where it is not there.
-func (b block) order(names []string) []string {
-	words := strings.Fields(b.get(order, ""))
-	if len(words) == 0 {
-		return names
-	}
-	var in []string
-	for _, w := range words {
-		for _, name := range names {
-			if w == name && !has(in, name) {
-				in = append(in, name)
-			}
-		}
-	}
-	return in
-}
-
-func has(all []string, s string) bool {
-	for _, a := range all {
-		if a == s {
-			return true
-		}
-	}
-	return false
-}
+func (e *env) get(slot, of string) string { return e.vars[slot+of] }
 
 // tries are those that are left to a slot with X_OK 1.
-func (b block) tries(name string) uint8 {
-	if t := b.get(name, "_TRY"); t != "" && t != "0" {
+func (e *env) tries(slot string) uint8 {
+	if t := e.get(slot, "_TRY"); t != "" && t != "0" {
 		return 0
 	}
-	if n := b.get(name, "_LEFT"); len(n) == 1 && n[0] >= '1' && n[0] <= '9' {
+	if n := e.get(slot, "_LEFT"); len(n) == 1 && n[0] >= '1' && n[0] <= '9' {
 		return n[0] - '0'
 	}
 	return 1
 }
 
-// get returns a variable, "" where it is not set. Of several of one name the last counts, as it does for GRUB.
-func (b block) get(name, of string) (value string) {
-	b.each(func(n, v string, _ []byte) {
-		if len(n) == len(name)+len(of) && n[:len(name)] == name && n[len(name):] == of {
-			value = v
+// variable reads the variable at the start of b, or a comment without a name, and returns how long it is with its newline. As
+// for GRUB, what has no end is nothing: the filling is such.
+func variable(b []byte) (name, value string, n int) {
+	if len(b) > 0 && b[0] != '#' {
+		for n < len(b) && b[n] != '=' {
+			n++
 		}
-	})
-	return value
-}
-
-// each calls do for what GRUB finds: variables, and comments without a name. raw is all of it, its newline included. It
-// ends, as GRUB does, at what has no end; the filling at the end is such.
-func (b block) each(do func(name, value string, raw []byte)) {
-	if len(b) <= len(signature) {
-		return
+		name = string(b[:n])
+		n++
 	}
-	for p := len(signature); p < len(b); {
-		start, name := p, ""
-		if b[p] != '#' {
-			for p < len(b) && b[p] != '=' {
-				p++
-			}
-			if p == len(b) {
-				return
-			}
-			name = string(b[start:p])
-			p++
+	var v []byte
+	for ; n < len(b) && b[n] != '\n'; n++ {
+		if b[n] == '\\' {
+			n++
 		}
-		value := make([]byte, 0, 8)
-		for p < len(b) && b[p] != '\n' {
-			if b[p] == '\\' {
-				p++
-			}
-			if p < len(b) {
-				value = append(value, b[p])
-			}
-			p++
+		if n < len(b) {
+			v = append(v, b[n])
 		}
-		if p >= len(b) {
-			return
-		}
-		p++
-		do(name, string(value), b[start:p])
 	}
+	if n >= len(b) {
+		return "", "", 0
+	}
+	return name, string(v), n + 1
 }

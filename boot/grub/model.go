@@ -9,42 +9,32 @@ import (
 // GRUB does, and returns the slot that is started, "" where no kernel loads. loads says whether a slot's does. It is the
 // script's model, for simulators and tests: the virtual device is asked whether GRUB agrees.
 func Run(copies [][]byte, names []string, loads func(name string) bool) (started string) {
-	var at int
-	var b block
-	for i, c := range copies {
-		if b = whole(c, names); b != nil {
-			at = i
-			break
-		}
-	}
 	var turns []string
-	if b != nil {
-		if turns = strings.Fields(b.get(order, "")); len(turns) == 0 {
+	for i, c := range copies {
+		e, ok := (&Loader{names: names}).parse(c)
+		if !ok {
+			continue
+		}
+		if turns = strings.Fields(e.vars[order]); len(turns) == 0 {
 			turns = names
 		}
-		set := map[string]string{}
-		value := func(name, of string) string {
-			if v, ok := set[name+of]; ok {
-				return v
-			}
-			return b.get(name, of)
-		}
 		for _, name := range turns {
-			try := value(name, "_TRY")
-			if !slices.Contains(names, name) || value(name, "_OK") != "1" || try != "" && try != "0" {
+			if !slices.Contains(names, name) || e.vars[name+"_OK"] != "1" || e.tries(name) == 0 {
 				continue
 			}
-			left := value(name, "_LEFT")
-			set[name+"_TRY"], set[name+"_LEFT"] = "1", "0"
-			if len(left) == 1 && left[0] >= '2' && left[0] <= '9' {
-				set[name+"_TRY"], set[name+"_LEFT"] = "0", string(left[0]-1)
+			left := e.tries(name) - 1
+			e.vars[name+"_TRY"], e.vars[name+"_LEFT"] = "0", string('0'+left)
+			if left == 0 {
+				e.vars[name+"_TRY"] = "1"
 			}
-			copies[at] = save(copies[at], name+"_TRY", set[name+"_TRY"])
-			copies[at] = save(copies[at], name+"_LEFT", set[name+"_LEFT"])
+			for _, of := range []string{"_TRY", "_LEFT"} {
+				copies[i] = save(copies[i], name+of, e.vars[name+of])
+			}
 			if loads(name) {
 				return name
 			}
 		}
+		break
 	}
 	for _, name := range slices.Concat(turns, names) {
 		if slices.Contains(names, name) && loads(name) {
