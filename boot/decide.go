@@ -285,7 +285,7 @@ func fresh(slot string, seal Seal, p Policy) Entry {
 }
 
 // newest reports whether a slot's version is above that of every other one that may still be booted.
-func (s State) newest(slot string, p Policy) bool {
+func (s *State) newest(slot string, p Policy) bool {
 	v := s.Entry(slot).Version
 	for _, e := range s.Slots {
 		if e.Slot != slot && (s.Qualifies(e, p) || s.retryable(e, p)) && version.Compare(v, e.Version) <= 0 {
@@ -296,7 +296,7 @@ func (s State) newest(slot string, p Policy) bool {
 }
 
 // retryable reports whether rescue may try the slot: sealed, at or above the floors, not excluded (rule 18).
-func (s State) retryable(e Entry, p Policy) bool {
+func (s *State) retryable(e Entry, p Policy) bool {
 	return sealed(e) && s.admits(e, p) && !e.Excluded
 }
 
@@ -434,7 +434,7 @@ func (s State) start(d Decision, p Policy) Decision {
 }
 
 // choose returns the slot to boot, "" if none qualifies; ordered is false when a wish was honoured.
-func (s State) choose(wishes []string, p Policy) (slot string, ordered bool) {
+func (s *State) choose(wishes []string, p Policy) (slot string, ordered bool) {
 	for _, w := range wishes {
 		if w != "" && s.Qualifies(s.Entry(w), p) {
 			return w, false
@@ -448,7 +448,7 @@ func (s State) choose(wishes []string, p Policy) (slot string, ordered bool) {
 	return "", false
 }
 
-func (s State) unseen(f Facts, p Policy) []string {
+func (s *State) unseen(f Facts, p Policy) []string {
 	var out []string
 	for _, slot := range p.Slots {
 		if f.Seals[slot].Status == SealUnknown {
@@ -538,7 +538,7 @@ func Retries(s State, f Facts, p Policy) bool {
 	return len(s.turns(f, p)) > 0
 }
 
-func (s State) turns(f Facts, p Policy) []Entry {
+func (s *State) turns(f Facts, p Policy) []Entry {
 	var turns []Entry
 	for _, e := range s.Slots {
 		seal := f.Seals[e.Slot]
@@ -665,6 +665,6 @@ func Factory(filled map[string]Seal, p Policy) State {
 }
 
 // Admits reports whether what a seal says is at or above the floors.
-func (s State) Admits(seal Seal, p Policy) bool {
+func (s *State) Admits(seal Seal, p Policy) bool {
 	return s.floors(p).Admit(seal.Version, seal.Epoch)
 }

@@ -317,7 +317,7 @@ const (
 )
 
 // Guarded reports whether a stick or bundle is left alone in this boot (rule 15).
-func (s State) Guarded(id [8]byte) bool {
+func (s *State) Guarded(id [8]byte) bool {
 	i := slices.IndexFunc(s.Guards, func(g Guard) bool { return g.ID == id })
 	return i >= 0 && s.Boot < s.Guards[i].Next
 }

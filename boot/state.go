@@ -239,14 +239,14 @@ func (s State) Clone() State {
 }
 
 // Entry returns the entry of a slot; of a slot without one, an empty entry.
-func (s State) Entry(slot string) Entry {
+func (s *State) Entry(slot string) Entry {
 	if i := s.index(slot); i >= 0 {
 		return s.Slots[i]
 	}
 	return Entry{Slot: slot}
 }
 
-func (s State) index(slot string) int {
+func (s *State) index(slot string) int {
 	return slices.IndexFunc(s.Slots, func(e Entry) bool { return e.Slot == slot })
 }
 
@@ -298,7 +298,7 @@ func (s *State) arrange(p Policy) {
 }
 
 // floors returns the record's floors or the built-in ones, whichever are higher, each for itself.
-func (s State) floors(p Policy) Floors {
+func (s *State) floors(p Policy) Floors {
 	f := s.Floors
 	if version.Compare(p.Floors.Version, f.Version) > 0 {
 		f.Version = p.Floors.Version
@@ -309,11 +309,11 @@ func (s State) floors(p Policy) Floors {
 }
 
 // admits reports whether an entry's system is at or above the floors.
-func (s State) admits(e Entry, p Policy) bool { return s.floors(p).Admit(e.Version, e.Epoch) }
+func (s *State) admits(e Entry, p Policy) bool { return s.floors(p).Admit(e.Version, e.Epoch) }
 
 // Qualifies reports whether a slot may be booted by itself: sealed as far as is known, at or above the floors, tries
 // left, not excluded, no reason against it.
-func (s State) Qualifies(e Entry, p Policy) bool {
+func (s *State) Qualifies(e Entry, p Policy) bool {
 	return !e.Empty() && e.Reason == status.None && e.Tries > 0 && !e.Excluded && s.admits(e, p)
 }
 
@@ -343,7 +343,7 @@ func Stamp(s State, now time.Time) State {
 }
 
 // Status returns the record as boot.json and `inspect --json` show it.
-func (s State) Status(p Policy) status.State {
+func (s *State) Status(p Policy) status.State {
 	f := s.floors(p)
 	out := status.State{
 		Sequence: s.Sequence, Boot: s.Boot, Format: Format,

@@ -76,7 +76,7 @@ func (v Vars) used(seen Vars, most uint8) (used map[string]uint8, ok bool) {
 // Vars returns what the boot loader has to be told, so that it does what Decide would. All slots are in it, those that do
 // not qualify without tries, so that there is always one whose kernel may start rescue. The target of an install that is
 // under way is not started.
-func (s State) Vars(p Policy) (v Vars) {
+func (s *State) Vars(p Policy) (v Vars) {
 	once := s.Turn
 	may := func(e Entry) bool { return s.Qualifies(e, p) && e.Slot != s.Install.Target }
 	if once == "" && may(s.Entry(s.Wish)) {
@@ -120,7 +120,7 @@ func (s State) Vars(p Policy) (v Vars) {
 }
 
 // left is what the loader has left of a slot's tries: it may have counted one more than the record.
-func (s State) left(slot string, tries uint8) uint8 {
+func (s *State) left(slot string, tries uint8) uint8 {
 	if slot == s.pending && tries > 0 {
 		tries--
 	}
@@ -128,7 +128,7 @@ func (s State) left(slot string, tries uint8) uint8 {
 }
 
 // rank says how far back a slot stands in the order of a loader that does not count.
-func (s State) rank(e Entry, may bool) int {
+func (s *State) rank(e Entry, may bool) int {
 	switch {
 	case may && e.Good:
 		return 0
