@@ -80,6 +80,8 @@ type Device struct {
 	Bundles map[boot.Hash][32]byte
 	// NoSource says that USB cannot be looked at; the record then has no mark.
 	NoSource bool
+	// Loader chooses the slot; nil: early boot does.
+	Loader *Loader
 	// BadWorker makes an installer end badly every time (a hostile bundle).
 	BadWorker bool
 
@@ -122,6 +124,9 @@ func Open(c *config.Config, keyring []byte, image *crash.Image) (*Device, error)
 	if c.StagingDevice != "" {
 		errs = append(errs, find(stagingPart, c.StagingDevice))
 	}
+	if d.policy.Loader {
+		errs = append(errs, find(loaderPart, c.Loader.Device))
+	}
 	for _, s := range c.BootSlots() {
 		errs = append(errs, find(s.Name, s.Device))
 		for _, with := range c.Group(s.Name) {
@@ -144,7 +149,9 @@ func (d *Device) section(on disk.Device, name string) disk.Device {
 
 // Boot is one boot of the device.
 type Boot struct {
-	Rescue  bool // nothing could be started; Slot is ""
+	Rescue  bool   // nothing could be started; Slot is ""
+	Restart bool   // the boot loader has to start another slot; Slot is ""
+	Kernel  string // slot whose kernel the boot loader started
 	Slot    string
 	Trial   bool
 	Started update.Started
@@ -175,6 +182,9 @@ func (d *Device) Boot(on disk.Device, end status.Reason, o Observer) (*Boot, err
 	doors := &doors{d: d, on: on, told: o}
 	clock := &clock{left: patience, end: cancel}
 	u, err := d.update(doors, b)
+	if err == nil && d.Loader != nil {
+		err = d.starts(u, on, b)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -195,13 +205,17 @@ func (d *Device) Boot(on disk.Device, end status.Reason, o Observer) (*Boot, err
 		b.Rescue = true
 		return b, nil
 	}
+	if b.Started.Restart {
+		b.Restart = true
+		return b, nil
+	}
 	b.Slot, b.Trial = b.Started.Slot, b.Started.Trial
 	return b, nil
 }
 
 // update is the sequence over the disk behind doors.
 func (d *Device) update(doors *doors, b *Boot) (*update.Device, error) {
-	store, err := raw.New(d.section(doors.on, "state"))
+	store, err := d.store(doors.on)
 	if err != nil {
 		return nil, err
 	}
@@ -309,14 +323,15 @@ func (d *Device) run(doors *doors, do func(*update.Device, update.Source) error)
 }
 
 func (d *Device) change(on disk.Device, each func(boot.State), how func(boot.State) (boot.State, error)) error {
-	store, err := raw.New(d.section(on, "state"))
+	store, err := d.store(on)
 	if err != nil {
 		return err
 	}
-	s, _, err := store.Load()
+	s, view, err := store.Load()
 	if err != nil {
 		return err
 	}
+	s, _ = boot.Hear(s, view, d.policy)
 	if s, err = how(s); err != nil {
 		return err
 	}
@@ -520,6 +535,9 @@ func (d *Device) allowed(off, n int64) (slot string, ok bool) {
 		}
 	}
 	if off == p.Off+raw.WordsAt && n == boot.RecordSize || off >= p.Off+raw.TrustStart && off+n <= p.Off+raw.TrustEnd {
+		return "", true
+	}
+	if p := d.parts[loaderPart]; d.Loader != nil && off >= p.Off && off+n <= p.Off+p.Len {
 		return "", true
 	}
 	for _, name := range d.policy.Slots {

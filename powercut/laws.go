@@ -29,6 +29,7 @@ const (
 	I8  Law = "I8: nothing is written that is not ours"
 	I9  Law = "I9: the record is readable after every cut"
 	I10 Law = "I10: no state needs a human"
+	I11 Law = "I11: a slot's system is started by that slot's kernel"
 )
 
 // Memory is what whoever watches a device knows at one moment: what was answered, what was seen to run. It is the mark of
@@ -195,6 +196,19 @@ func (w *Watch) guard(s boot.State, target string) {
 // the next one can know, and whether a healthy system ran and said good.
 func (w *Watch) Boot(end status.Reason) (b *Boot, next status.Reason, well bool) {
 	w.found()
+	for restarts := 0; ; restarts++ {
+		if b, next, well = w.once(end); !b.Restart {
+			return b, next, well
+		}
+		if end = status.None; restarts > 4 {
+			w.broken(I10, "the device restarts again and again: %s", names(w.now))
+			return b, next, false
+		}
+	}
+}
+
+// once is one start of the machine.
+func (w *Watch) once(end status.Reason) (b *Boot, next status.Reason, well bool) {
 	b, err := w.d.Boot(w, end, Observer{Committed: w.committed, Outside: w.outside, Starts: w.starts})
 	if err != nil {
 		w.broken(I10, "%v", err)
@@ -203,8 +217,11 @@ func (w *Watch) Boot(end status.Reason) (b *Boot, next status.Reason, well bool)
 	if len(b.Damaged) > 0 && !w.Loose && !w.Decayed {
 		w.broken(I1, "the seal of %v vouches for what is not there", b.Damaged)
 	}
-	if b.Rescue {
+	if b.Rescue || b.Restart {
 		return b, status.None, false
+	}
+	if b.Kernel != "" && b.Kernel != b.Slot {
+		w.broken(I11, "%s was started by the kernel of %s", b.Slot, b.Kernel)
 	}
 	next, well = w.ran(b)
 	return b, next, well

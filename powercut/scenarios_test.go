@@ -227,6 +227,7 @@ func scenarios(t *testing.T) (all []scenario) {
 	groupScenarios(t, add)
 	repairScenarios(t, add)
 	all = append(all, runningScenarios(t)...)
+	all = append(all, loaderScenarios(t)...)
 	return append(all, stagingScenarios(t)...)
 }
 
