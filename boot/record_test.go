@@ -24,6 +24,7 @@ func fullState() State {
 		Names: []Name{{long("n", MaxSlot), long("b", MaxSlot)}, {a, "A"}, {b, "B"}, {"", ""}},
 		Wish:  long("w", MaxSlot), Rescue: Rescue{Slot: long("r", MaxSlot), Waits: 255, Stick: true},
 		Last: Last{Slot: long("l", MaxSlot), Trial: true, Orderly: true}, Unproven: true,
+		Told: Vars{Next: long("n", MaxSlot)}, Turn: long("t", MaxSlot), Asked: 255,
 		Trust: Trust{File: hash("trust"), Pending: hash("pending")}, Staged: Staged{Offset: 1 << 20, Size: 1<<63 - 1, Manifest: hash("staged"), Version: long("7", MaxVersion)},
 	}
 	for i := range MaxSlots {
@@ -31,6 +32,9 @@ func fullState() State {
 			Slot: fmt.Sprint(i) + long("s", MaxSlot-1), Manifest: hash(fmt.Sprint(i)), Version: long("8", MaxVersion), Epoch: 1<<32 - 1, Created: -1,
 			Local: true, Good: true, Excluded: true, Tries: 255, Ends: 255, EndedSo: true, LastEnd: 255, Back: 255, Reason: 255, Booted: 1<<64 - 1,
 		})
+	}
+	for i := range MaxSlots {
+		s.Told.Order = append(s.Told.Order, Turn{Name: fmt.Sprint(i) + long("o", MaxSlot-1), Tries: 255})
 	}
 	for i := range MaxFalls {
 		s.Falls = append(s.Falls, Fall{Manifest: hash(fmt.Sprint("fall", i)), Evidence: status.Panic, Rounds: uint8(i), Next: uint64(i)})

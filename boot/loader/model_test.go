@@ -388,7 +388,7 @@ func (w *world) foreign(first, second string) bool {
 }
 
 func (w *world) explore() (states, transitions int, closed bool) {
-	limit := 12_000
+	limit := 4_000
 	if os.Getenv("LIFEBOAT_MODEL") == "full" {
 		limit = 0
 	}
