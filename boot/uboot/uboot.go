@@ -10,6 +10,7 @@ package uboot
 import (
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,6 +22,7 @@ import (
 // Loader is a boot.Loader over U-Boot's environment.
 type Loader struct {
 	copies []disk.Device
+	size   int // of a copy
 	names  []string
 	schema string
 }
@@ -32,14 +34,18 @@ const (
 	Mender   = "mender"   // mender_boot_part, upgrade_available, bootcount; bootnames are numbers of partitions
 )
 
-// New returns the Loader on one copy or two, each exactly as large as it is for U-Boot. names are the bootnames of all
-// slots in the order of the configuration; two with the variables of SWUpdate and Mender. It reads nothing.
+// New returns the Loader on one copy or two, each exactly as large as it is for U-Boot; one of two that is smaller (a file
+// that is not there) counts as damaged. names are the bootnames of all slots in the order of the configuration; two with
+// the variables of SWUpdate and Mender. It reads nothing.
 func New(copies []disk.Device, names []string, schema string) (*Loader, error) {
-	n := len(copies)
-	if n < 1 || n > 2 || copies[0].Size() != copies[n-1].Size() || copies[0].Size() < minSize || copies[0].Size() > MaxSize {
-		return nil, errors.New("U-Boot's environment: there is one copy, or two of the same size, of at most 1 MiB")
+	size := int64(minSize)
+	for _, c := range copies {
+		size = max(size, c.Size())
 	}
-	return &Loader{copies, names, schema}, nil
+	if n := len(copies); n < 1 || n > 2 || size > MaxSize {
+		return nil, errors.New("U-Boot's environment has one copy or two, of at most 1 MiB")
+	}
+	return &Loader{copies, int(size), names, schema}, nil
 }
 
 // maxTries is the highest count that every reader of BOOT_NAME_LEFT understands alike: RAUC writes hexadecimal, some
@@ -68,9 +74,11 @@ type found struct {
 func (l *Loader) load() (f found, err error) {
 	f.at, f.whole = -1, true
 	for i, c := range l.copies {
-		b := make([]byte, c.Size())
+		b := make([]byte, l.size)
 		if n, e := c.ReadAt(b, 0); n < len(b) {
-			err, b = e, nil
+			if b = nil; e != io.EOF {
+				err = e
+			}
 		}
 		f.raw[i] = b
 		e, valid := Parse(b, l.redundant())
@@ -122,9 +130,9 @@ func (l *Loader) write(v boot.Vars) error {
 	} else {
 		l.setTrial(f.env.Vars, v)
 	}
-	size, to, last := int(l.copies[0].Size()), 0, len(l.copies)-1
+	to, last := 0, len(l.copies)-1
 	if f.at >= 0 {
-		if f.whole && string(f.env.Encode(size, l.redundant())) == string(f.raw[f.at]) {
+		if f.whole && string(f.env.Encode(l.size, l.redundant())) == string(f.raw[f.at]) {
 			return nil
 		}
 		// After a reset the disk may show what it only has in its cache. It has to last before the other copy is
@@ -137,7 +145,7 @@ func (l *Loader) write(v boot.Vars) error {
 	}
 	for ; to <= last; to++ {
 		f.env.Flag++
-		b := f.env.Encode(size, l.redundant())
+		b := f.env.Encode(l.size, l.redundant())
 		if b == nil {
 			return errors.New("it is full")
 		}
@@ -181,9 +189,9 @@ func orderName(bootname string) string { return "BOOT_" + bootname + "_LEFT" }
 
 // order is what RAUC's variables say. What is missing is what boot scripts take for it: all slots, three tries.
 func order(vars map[string]string, names []string) (turns []boot.Turn) {
-	words := strings.Fields(vars["BOOT_ORDER"])
-	if len(words) == 0 {
-		words = names
+	words := names
+	if o := vars["BOOT_ORDER"]; o != "" {
+		words = strings.Fields(o)
 	}
 	for _, name := range words {
 		known := func(t boot.Turn) bool { return t.Name == name }
@@ -194,25 +202,28 @@ func order(vars map[string]string, names []string) (turns []boot.Turn) {
 	return turns
 }
 
-// tries reads a counter: the hexadecimal number at its begin, modulo 2^32 and at most 9.
+// tries reads a counter: the hexadecimal number at its begin, of 32 bits with a sign; at most 9.
 func tries(s string) uint8 {
 	if s == "" {
 		return defaultTries
 	}
-	var n uint32
+	var n int32
 	for i := range len(s) {
-		c := s[i]
+		c := s[i] | 0x20 // of a letter the small one
 		switch {
-		case c >= '0' && c <= '9':
+		case s[i] >= '0' && s[i] <= '9':
 			c -= '0'
-		case c|0x20 >= 'a' && c|0x20 <= 'f':
-			c = c | 0x20 - 'a' + 10
+		case c >= 'a' && c <= 'f':
+			c -= 'a' - 10
 		default:
-			return uint8(min(n, maxTries))
+			c = 255
 		}
-		n = n<<4 | uint32(c)
+		if c == 255 {
+			break
+		}
+		n = n<<4 | int32(c)
 	}
-	return uint8(min(n, maxTries))
+	return uint8(min(max(n, 0), maxTries))
 }
 
 // setOrder never leaves the order empty, which boot scripts take for all slots: those that must not be started have no

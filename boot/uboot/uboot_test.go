@@ -275,6 +275,23 @@ func TestOneCopyIsOneSector(t *testing.T) {
 	}
 }
 
+// A file that is missing or too short is a damaged copy.
+func TestMissingFile(t *testing.T) {
+	whole, short := disk.NewMemory(size), disk.NewMemory(0)
+	v := boot.Vars{Order: turns("B:1", "A:2")}
+	if err := open(t, RAUC, names, whole, disk.NewMemory(size)).Write(v); err != nil {
+		t.Fatal(err)
+	}
+	for _, copies := range [][]disk.Device{{whole, short}, {short, whole}} {
+		if got, err := open(t, RAUC, names, copies...).Read(); err != nil || !cmp.Equal(got, v) {
+			t.Errorf("%v, %v", got, err)
+		}
+	}
+	if _, err := open(t, RAUC, names, short, short).Read(); !errors.Is(err, boot.ErrNoVars) {
+		t.Errorf("none is there: %v", err)
+	}
+}
+
 // A medium that fails is not a loss of the variables; a copy that fails is none either.
 func TestFaults(t *testing.T) {
 	r := crash.Record(crash.NewImage(2 * size))
@@ -315,9 +332,9 @@ func TestFaults(t *testing.T) {
 }
 
 func TestNewRefuses(t *testing.T) {
-	small, large := disk.NewMemory(size), disk.NewMemory(2*size)
+	small := disk.NewMemory(size)
 	for _, copies := range [][]disk.Device{
-		nil, {small, large}, {small, small, small}, {disk.NewMemory(10)}, {disk.NewMemory(MaxSize + 1)},
+		nil, {small, small, small}, {disk.NewMemory(MaxSize + 1)},
 	} {
 		if _, err := New(copies, names, RAUC); err == nil {
 			t.Errorf("%d copies are taken", len(copies))

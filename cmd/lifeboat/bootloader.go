@@ -25,6 +25,7 @@ func newBootloader() *cobra.Command {
 	cmd := &cobra.Command{Use: "bootloader", Short: "make the scripts by which a boot loader chooses the slot"}
 	cmd.AddCommand(
 		newBootloaderScript("grub.cfg", "GRUB's configuration", grubScript),
+		newBootScr(),
 	)
 	return cmd
 }
