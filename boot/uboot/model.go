@@ -10,12 +10,12 @@ import (
 // afterwards.
 func Run(copies [2][]byte, size int, names []string, loads func(name string) bool) (started string, after [2][]byte) {
 	after = copies
-	env, at := Env{}, -1
+	env, at, saves := Env{}, -1, 1
 	for i, b := range copies {
-		if len(b) != size {
-			continue
-		}
-		if e, ok := Parse(b, true); ok && (at < 0 || newer(e.Flag, env.Flag)) {
+		e, ok := Parse(b, true)
+		if !ok || len(b) != size {
+			saves = 2 // makes the damaged one whole
+		} else if at < 0 || newer(e.Flag, env.Flag) {
 			env, at = e, i
 		}
 	}
@@ -40,9 +40,12 @@ func Run(copies [2][]byte, size int, names []string, loads func(name string) boo
 			continue
 		}
 		kept[orderName(name)] = string(rune('0' + left - 1))
-		env.Flag++
-		at = (at + 1) % 2 // the first one where none is valid
-		after[at] = env.Encode(size, true)
+		for range saves {
+			env.Flag++
+			at = (at + 1) % 2 // the first one where none is valid
+			after[at] = env.Encode(size, true)
+		}
+		saves = 1
 		if loads(name) {
 			return name, after
 		}

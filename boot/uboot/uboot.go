@@ -117,7 +117,8 @@ func (l *Loader) Read() (v boot.Vars, err error) {
 
 // Write makes v true: with two copies one write over the older one and one flush, with one before it for what the disk
 // may only have in its cache. Nothing is written where that is how it stands, in whole copies. Only sectors are written
-// that change; of one copy that is mostly the first, which holds the checksum and BOOT_*.
+// that change; of one copy that is mostly the first, which holds the checksum and BOOT_*. Where one of two copies cannot be read, the
+// other one is written in place.
 func (l *Loader) Write(v boot.Vars) error { return named(l.write(v)) }
 
 func (l *Loader) write(v boot.Vars) error {
@@ -132,7 +133,10 @@ func (l *Loader) write(v boot.Vars) error {
 	}
 	to, last := 0, len(l.copies)-1
 	if f.at >= 0 {
-		if f.whole && string(f.env.Encode(l.size, l.redundant())) == string(f.raw[f.at]) {
+		if to = last - f.at; f.raw[to] == nil {
+			to = f.at // the only one that is left, in place
+		}
+		if (f.whole || to == f.at) && string(f.env.Encode(l.size, l.redundant())) == string(f.raw[f.at]) {
 			return nil
 		}
 		// After a reset the disk may show what it only has in its cache. It has to last before the other copy is
@@ -140,20 +144,22 @@ func (l *Loader) write(v boot.Vars) error {
 		if err := l.copies[f.at].Flush(); err != nil {
 			return err
 		}
-		to = last - f.at
 		last = to
 	}
-	for ; to <= last; to++ {
+	var failed error
+	for written := false; to <= last; to++ {
 		f.env.Flag++
 		b := f.env.Encode(l.size, l.redundant())
 		if b == nil {
 			return errors.New("it is full")
 		}
-		if err := put(l.copies[to], b, f.raw[to]); err != nil {
-			return err
+		if err := put(l.copies[to], b, f.raw[to]); err == nil {
+			written, failed = true, nil
+		} else if !written {
+			failed = err
 		}
 	}
-	return nil
+	return failed
 }
 
 // put writes what differs from was, in whole sectors, and reads it back. was is nil where that is not known.

@@ -286,6 +286,19 @@ func TestMissingFile(t *testing.T) {
 		if got, err := open(t, RAUC, names, copies...).Read(); err != nil || !cmp.Equal(got, v) {
 			t.Errorf("%v, %v", got, err)
 		}
+		next := boot.Vars{Order: turns("A:2", "B:0")}
+		if err := open(t, RAUC, names, copies...).Write(next); err != nil {
+			t.Error(err)
+		}
+		if got, err := open(t, RAUC, names, copies...).Read(); err != nil || !cmp.Equal(got, next) {
+			t.Errorf("%v, %v", got, err)
+		}
+		if err := open(t, RAUC, names, copies...).Write(v); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := open(t, RAUC, names, short, disk.NewMemory(size)).Write(v); err != nil {
+		t.Errorf("nothing is there, and one of the files: %v", err)
 	}
 	if _, err := open(t, RAUC, names, short, short).Read(); !errors.Is(err, boot.ErrNoVars) {
 		t.Errorf("none is there: %v", err)

@@ -58,7 +58,8 @@ const DefaultUBootSize = 16 << 10
 // each, in the order of the configuration. A save that fails stops nothing.
 //
 // Without SaveEnv the environment is two files in the format of U-Boot and fw_setenv for two copies: the valid one with
-// the newer flag is read, the other one is written.
+// the newer flag is read, the other one is written; one that is missing or damaged is
+// made anew.
 func UBoot(c *config.Config, o UBootOptions) (string, error) {
 	arch, ok := ubootArchs[cmp.Or(o.Arch, "x86")]
 	if !ok {
@@ -169,7 +170,8 @@ func (s *ubootScript) text() string {
 	for _, name := range s.names {
 		s.add(`if test -z "${BOOT_%s_LEFT}"; then setenv BOOT_%s_LEFT 3; fi`, name, name)
 	}
-	save := "run lb_save"
+	// A copy that is missing or damaged is written as well, once.
+	save := "run lb_save\nif test -z \"${lb_ok1}\" -o -z \"${lb_ok2}\"; then run lb_save; setenv lb_ok1 1; setenv lb_ok2 1; fi"
 	if s.o.SaveEnv {
 		save = "setenv lb_part\nsetenv lb_new\nsetenv lb_size\nsaveenv"
 	}
