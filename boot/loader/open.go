@@ -17,7 +17,7 @@ import (
 
 // Place is where the variables of a boot loader are found on this machine.
 type Place struct {
-	Block   disk.Block // that [bootloader] device= means
+	Block   disk.Block            // that [bootloader] device= means
 	Slots   map[string]disk.Block // by name
 	EFIVars efi.Dir
 	// Where the file system on Block is mounted: how its files are opened, and the folder of systemd-boot's entries. nil
@@ -59,6 +59,8 @@ func Open(c *config.Config, at Place) (l boot.Loader, err error) {
 			slots = append(slots, efi.Slot{Name: b.Bootname, File: cmp.Or(b.EFILoader, `\vmlinuz`), Args: cmp.Or(b.EFICmdline, `initrd=\initramfs`)})
 		}
 		l = efi.New(at.EFIVars, slots, func(name string) (efi.Partition, error) { return partition(kernelOf(c, at, name)) })
+	case "barebox", "raspberrypi":
+		l, err = board(c, at, names)
 	default:
 		err = errors.New("[system] bootloader=" + c.Bootloader + " is not written by this program")
 	}

@@ -16,8 +16,11 @@ import (
 	"lifeboat/disk"
 )
 
-// most is how much of autoboot.txt the boot loader reads.
-const most = 512
+const (
+	File = "/autoboot.txt" // in the first FAT partition
+	Kept = "/autoboot.old" // what was there before
+	Size = 512             // bytes of both: the boot loader reads no more
+)
 
 // Firmware is what the boot loader says of this boot in the device tree's /chosen/bootloader.
 type Firmware struct {
@@ -83,7 +86,7 @@ func (l *Loader) load() ([]byte, error) {
 }
 
 func read(c disk.Device) ([]byte, error) {
-	b := make([]byte, min(c.Size(), most))
+	b := make([]byte, min(c.Size(), Size))
 	if n, err := c.ReadAt(b, 0); n < len(b) || n == 0 {
 		return nil, errors.Join(errors.New("autoboot.txt cannot be read"), err)
 	}
@@ -116,7 +119,7 @@ func (l *Loader) Write(v boot.Vars) error {
 // write fills a file up with line breaks: its size cannot change.
 func write(c disk.Device, b []byte) error {
 	b = bytes.TrimRight(b, "\n")
-	size := int(min(c.Size(), most))
+	size := int(min(c.Size(), Size))
 	if len(b)+1 > size {
 		return errors.New("autoboot.txt has " + strconv.Itoa(size) + " bytes: it needs 512 that are allocated, fill it up with line breaks")
 	}

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -33,14 +35,14 @@ func same(v, w boot.Vars) bool { return v.Next == w.Next && slices.Equal(v.Order
 func files(text string) []disk.Device {
 	dev := disk.NewMemory(2 * 4096)
 	copies := onDisk(dev)
-	if _, err := copies[0].WriteAt([]byte(text+strings.Repeat("\n", most-len(text))), 0); err != nil {
+	if _, err := copies[0].WriteAt([]byte(text+strings.Repeat("\n", Size-len(text))), 0); err != nil {
 		panic(err)
 	}
 	return copies
 }
 
 func onDisk(d disk.Device) []disk.Device {
-	return []disk.Device{disk.Section(d, 0, most), disk.Section(d, 4096, most)}
+	return []disk.Device{disk.Section(d, 0, Size), disk.Section(d, 4096, Size)}
 }
 
 func content(d disk.Device) string {
@@ -164,7 +166,7 @@ func TestWriteIsAtomic(t *testing.T) {
 			}
 		}
 		if damage != "" {
-			if _, err := image.WriteAt(bytes.Repeat([]byte(damage), 80)[:most], 0); err != nil {
+			if _, err := image.WriteAt(bytes.Repeat([]byte(damage), 80)[:Size], 0); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -191,11 +193,11 @@ func TestWriteIsAtomic(t *testing.T) {
 func FuzzRead(f *testing.F) {
 	f.Add([]byte("#lifeboat 01234567 C B A\n[all]\ntryboot_a_b=1\nboot_partition=5\n[tryboot]\nboot_partition=2"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		dev := disk.NewMemory(most)
-		if _, err := dev.WriteAt(b[:min(len(b), most)], 0); err != nil {
+		dev := disk.NewMemory(Size)
+		if _, err := dev.WriteAt(b[:min(len(b), Size)], 0); err != nil {
 			t.Fatal(err)
 		}
-		l := New([]disk.Device{dev, disk.NewMemory(most)}, names, parts, here)
+		l := New([]disk.Device{dev, disk.NewMemory(Size)}, names, parts, here)
 		before, err := l.Read()
 		if err != nil && !errors.Is(err, boot.ErrNoVars) {
 			t.Fatal(err)
@@ -208,4 +210,25 @@ func FuzzRead(f *testing.F) {
 			t.Errorf("%+v after %+v: %v", v, before, err)
 		}
 	})
+}
+
+func TestReadFirmware(t *testing.T) {
+	dir := t.TempDir()
+	for name, b := range map[string]string{
+		"device-tree/chosen/bootloader/partition": "\x00\x00\x00\x03", "device-tree/chosen/bootloader/tryboot": "\x00\x00\x00\x01",
+		"sys/kernel/random/boot_id": "0a1b2c3d-1234-4321-aaaa-000000000000\n",
+	} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(b), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if f := ReadFirmware(dir); f != (Firmware{3, true, "0a1b2c3d"}) {
+		t.Errorf("%+v", f)
+	}
+	if f := ReadFirmware(t.TempDir()); f != (Firmware{}) {
+		t.Errorf("%+v", f)
+	}
 }
