@@ -180,10 +180,10 @@ func (w *world) loader() string {
 		// A kernel that hangs there has nobody who counts: this one cannot be loaded.
 		name := v.Next
 		v.Next = ""
-		if name == "" || name == w.dead {
+		if name == "" || !w.kernel(name) {
 			name = v.Order[0].Name
 		}
-		if name == w.dead {
+		if !w.kernel(name) {
 			name = v.Order[1].Name
 		}
 		return name
@@ -195,11 +195,16 @@ func (w *world) loader() string {
 		}
 	}
 	for _, t := range v.Order { // none has tries left: the first whose kernel comes up
-		if t.Name != w.dead {
+		if w.kernel(t.Name) {
 			return t.Name
 		}
 	}
 	return "A"
+}
+
+// kernel reports whether a slot has a kernel that comes to /init. It goes with the slot's system.
+func (w *world) kernel(name string) bool {
+	return name != w.dead && w.at.medium[slices.Index(w.policy.Bootnames, name)] != ""
 }
 
 func (w *world) slot(name string) string {
@@ -211,7 +216,10 @@ func (w *world) powerOn(writes int) (d boot.Decision, err error) {
 	w.at.up, w.writes, w.told = "", writes, 0
 	w.log = append(w.log, fmt.Sprint("on with ", w.at.vars))
 	started := w.loader()
-	if started == w.dead {
+	if !w.kernel(started) {
+		if started != w.dead && !w.at.faulty {
+			w.t.Fatalf("the loader starts %s, which is half written: %s", started, w.at.key())
+		}
 		return d, errCut // it hangs, and somebody pulls the plug
 	}
 	store := &loader.Store{Store: record{w}, Loader: variables{w}, Policy: w.policy, Started: w.slot(started), Say: func(string) {}}

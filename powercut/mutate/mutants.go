@@ -17,6 +17,7 @@ var nets = []struct{ name, pkg, run string }{
 	{"what is staged", "./powercut", "^TestStaged"},
 	{"torn seals", "./slots", "^TestSeal"},
 	{"groups and twins", "./powercut", "^(TestGroup|TestRepair)"},
+	{"boot loaders", "./boot/loader", "^TestModel$"},
 	{"crash simulator", "./powercut", "^TestCrash$"},
 	{"model", "./boot", "Model|Rule22"},
 }
@@ -121,4 +122,12 @@ var mutants = []mutant{
 	{"a system that went down in order gets its try back", "boot/decide.go", []change{{"s.Last.Trial && how == status.PowerLoss &&", "s.Last.Trial && end == status.None &&"}}},
 	{"the only good slot is a target", "boot/install.go", []change{{"	if len(good) == 1 {\n		free =", "	if false {\n		free ="}}},
 	{"a system that was never good is booted for ever", "boot/decide.go", []change{{"		s.exhaust(i, p)\n", "		s.Slots[i] = s.again(s.Slots[i], p)\n"}}},
+
+	// Boot loaders.
+	{"the boot loader is told nothing", "boot/loader/store.go", []change{{"if s.seen != nil && s.seen.Equal(want, s.Policy.Most) {", "if true {"}}},
+	{"the boot loader starts a slot that is being installed", "boot/vars.go", []change{{" && e.Slot != s.Install.Target", ""}}},
+	{"tries that the boot loader used up are not taken off", "boot/vars.go", []change{{"e.Tries -= min(n, e.Tries)", "_ = n"}}},
+	{"what stood in the boot loader's place before a cut is taken for somebody else's", "boot/vars.go", []change{{"if fits && (!ok", "if fits = false; fits && (!ok"}}},
+	{"one slot's kernel starts another slot's system", "boot/decide.go", []change{{"if f.Started != \"\" && slot != \"\" && slot != f.Started {", "if false {"}}},
+	{"a boot loader that does not listen is asked for ever", "boot/decide.go", []change{{"if s.Asked < maxAsked {", "if true {"}}},
 }
