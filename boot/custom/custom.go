@@ -111,12 +111,11 @@ func (l *Loader) Write(v boot.Vars) error {
 	for _, n := range l.names {
 		was, known := tries(now, n)
 		is, _ := tries(v, n)
-		good := slices.ContainsFunc(v.Order, func(t boot.Turn) bool { return t.Name == n && t.Good })
 		state := ""
 		switch {
 		case is == 0 && (was > 0 || !known):
 			state = "bad"
-		case good || is > 0 && was == 0 && n != first:
+		case is > 0 && was == 0 && n != first:
 			state = "good"
 		default:
 			continue
@@ -132,6 +131,13 @@ func (l *Loader) Write(v boot.Vars) error {
 		return fmt.Errorf("%s was told that %s comes first and says %q: %w", l.program, first, primary, err)
 	}
 	return nil
+}
+
+// Good says that the system of a slot is well. The program may keep a count that has to be cleared each time, of which Read
+// knows nothing.
+func (l *Loader) Good(name string) error {
+	_, err := l.ask("set-state", name, "good")
+	return err
 }
 
 // ask runs the program and returns the line that it prints.

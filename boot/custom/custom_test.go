@@ -54,8 +54,8 @@ func TestBackend(t *testing.T) {
 		want  []string
 	}{
 		{[]boot.Turn{{Name: "A", Tries: 1}, {Name: "B"}}, nil},
-		{[]boot.Turn{{Name: "B", Tries: 1}, {Name: "A", Tries: 1, Good: true}}, []string{"set-primary B", "set-state A good"}},
-		{[]boot.Turn{{Name: "B", Tries: 1, Good: true}, {Name: "A"}}, []string{"set-state A bad", "set-state B good"}},
+		{[]boot.Turn{{Name: "B", Tries: 1}, {Name: "A", Tries: 1, Good: true}}, []string{"set-primary B"}},
+		{[]boot.Turn{{Name: "B", Tries: 1, Good: true}, {Name: "A"}}, []string{"set-state A bad"}},
 		{[]boot.Turn{{Name: "A", Tries: 1}}, []string{"set-primary A", "set-state B bad"}},
 		{[]boot.Turn{{Name: "A", Tries: 1}, {Name: "B", Tries: 1}}, []string{"set-state B good"}},
 		{[]boot.Turn{{Name: "B"}, {Name: "A"}}, []string{"set-state A bad", "set-state B bad"}},
@@ -81,6 +81,16 @@ func TestBackend(t *testing.T) {
 		if err != nil || !slices.Equal(v.Order, c.order) {
 			t.Errorf("%+v after %+v, %v", v, c.order, err)
 		}
+	}
+}
+
+func TestGood(t *testing.T) {
+	l, dir := program(t, backend)
+	if err := l.Good("B"); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "B")); err != nil || string(b) != "good\n" {
+		t.Errorf("%s, %v", b, err)
 	}
 }
 

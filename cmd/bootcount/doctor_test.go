@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -61,6 +62,22 @@ func TestDoctor(t *testing.T) {
 		{name: "two slots", want: "ok slots 2 can be booted"},
 		{name: "nothing to fall back on", report: func(r *status.Report) { r.State.Slots[1].Reason = "panic" }, want: "warn slots nothing to fall back on: rootfs.0 (A) panic"},
 		{name: "no staging partition", conf: "[staging]\ndevice=PARTLABEL=staging\n", root: map[string]string{"sys/class/block/x": ""}, want: "fail staging PARTLABEL=staging is not there", sick: true},
+		{name: "partitions", root: blocks(nil), want: "ok disk 3 partitions, aligned"},
+		{name: "a slot is missing", root: blocks(map[string]string{"vda3 name": "other"}), want: "fail disk rootfs.1: there is no PARTLABEL=rootfs.1", sick: true},
+		{name: "a label twice", root: blocks(map[string]string{"vda3 name": "rootfs.0"}), want: "fail disk rootfs.0: /dev/vda2 and /dev/vda3 are both PARTLABEL=rootfs.0", sick: true},
+		{name: "small state", root: blocks(map[string]string{"vda1 size": "2048"}), want: "fail disk /dev/vda1, the state partition, has 1048576 bytes", sick: true},
+		{name: "not aligned", root: blocks(map[string]string{"vda2 start": "18495"}), want: "warn disk /dev/vda2 (rootfs.0) begins at byte 9469440, no multiple of 1 MiB"},
+		{name: "unequal slots", root: blocks(map[string]string{"vda3 size": "60000"}), want: "warn disk /dev/vda2 has 33554432 bytes and /dev/vda3 30720000"},
+		{name: "one copy", conf: "bootloader=uboot\n[bootloader]\noffsets=0x1000\nsize=0x4000\n", want: "warn variables one copy of uboot's variables", sick: true},
+		{name: "copies over each other", conf: "bootloader=uboot\n[bootloader]\noffsets=0x1000 0x2000\nsize=0x4000\n", want: "fail variables the copies at 4096 and 8192 cover each other", sick: true},
+		{name: "crooked copies", conf: "bootloader=uboot\n[bootloader]\noffsets=0x1100 0x8000\nsize=0x4000\n", want: "warn variables the copies at 4352 and 32768 do not begin", sick: true},
+		{name: "two copies", conf: "bootloader=grub\n", want: "ok variables two copies", sick: true},
+		{name: "a loader that cannot be asked", conf: "bootloader=custom\n", want: "fail loader custom: [bootloader] program= is missing", sick: true},
+		{name: "a loader that cannot be run", conf: "bootloader=custom\n[bootloader]\nprogram=/nowhere/x\n", want: "fail loader custom: /nowhere/x get-primary", sick: true},
+		{name: "rauc without a handler", root: map[string]string{"etc/rauc/system.conf": "[system]\ncompatible=x"}, want: "fail rauc RAUC is here and seals nothing", sick: true},
+		{name: "rauc with another handler", root: map[string]string{"etc/rauc/system.conf": "[handlers]\npost-install=/usr/bin/own", "usr/bin/own": "exit 0"}, want: "warn rauc RAUC's post-install handler /usr/bin/own does not seem"},
+		{name: "rauc that seals", root: map[string]string{"usr/lib/rauc/system.conf": "[handlers]\npost-install = /usr/bin/own", "usr/bin/own": "exec bootcount seal"}, want: "ok rauc what RAUC writes is sealed by /usr/bin/own"},
+		{name: "rauc that resizes", root: map[string]string{"etc/rauc/system.conf": "[slot.rootfs.1]\nresize=true\n[handlers]\npost-install=bootcount"}, want: "fail rauc RAUC grows the file system in rootfs.1", sick: true},
 		{name: "clock", want: "ok clock"},
 		{name: "old clock", report: func(r *status.Report) { r.State.Floors.Time = 4e9 }, want: "warn clock it says 20"},
 		{name: "no units", root: map[string]string{"etc/systemd/system/multi-user.target.wants/lifeboat-trial.timer": ""}, want: "warn systemd lifeboat-good.service, lifeboat-ended.service not enabled: nobody says good"},
@@ -68,7 +85,11 @@ func TestDoctor(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dir, root := t.TempDir(), t.TempDir()
-			if err := makeDevice(dir, tt.conf); err != nil {
+			loader, conf, chosen := strings.Cut(tt.conf, "\n")
+			if !chosen || !strings.HasPrefix(loader, "bootloader=") {
+				loader, conf = "", tt.conf
+			}
+			if err := makeDevice(dir, loader, conf); err != nil {
 				t.Fatal(err)
 			}
 			files := map[string]string{"proc/1/comm": "systemd", "proc/sys/kernel/panic": "10"}
@@ -119,6 +140,23 @@ func TestDoctor(t *testing.T) {
 			}
 		})
 	}
+}
+
+// blocks are the files of sysfs for a disk with three partitions, with changes.
+func blocks(changes map[string]string) map[string]string {
+	files := map[string]string{"sys/class/block/vda/size": "200000", "sys/class/block/vda/dev": "254:0"}
+	for i, p := range [][3]string{{"state", "16384", "2048"}, {"rootfs.0", "65536", "18432"}, {"rootfs.1", "65536", "83968"}} {
+		name := fmt.Sprintf("vda%d", i+1)
+		for j, what := range []string{"name", "size", "start"} {
+			if v, ok := changes[name+" "+what]; ok {
+				p[j] = v
+			}
+		}
+		at := "sys/class/block/" + name + "/"
+		files[at+"size"], files[at+"start"], files[at+"partition"], files[at+"dev"] = p[1], p[2], fmt.Sprint(i+1), fmt.Sprintf("254:%d", i+1)
+		files[at+"uevent"] = fmt.Sprintf("MAJOR=254\nMINOR=%d\nDEVNAME=%s\nDEVTYPE=partition\nPARTN=%d\nPARTNAME=%s", i+1, name, i+1, p[0])
+	}
+	return files
 }
 
 // scratch damages 4 KiB of the state partition.

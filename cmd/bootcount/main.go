@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lifeboat/boot"
+	"lifeboat/boot/loader"
 	"lifeboat/boot/raw"
 	"lifeboat/config"
 	"lifeboat/confine"
@@ -230,7 +231,7 @@ func (s *session) open() (err error) {
 	}
 	s.store = s.record
 	if s.policy.Loader {
-		s.store, err = s.tells(s.record)
+		s.store = s.tells(s.record)
 	}
 	return err
 }
@@ -309,6 +310,13 @@ func (s *session) change(out io.Writer, what, slot string, force bool) error {
 	if _, err = s.store.Commit(boot.Stamp(next, time.Now())); err != nil {
 		return err
 	}
+	if told, ok := s.store.(*loader.Store); ok && what == "good" {
+		if l, counts := told.Loader.(interface{ Good(name string) error }); counts {
+			if err := l.Good(s.policy.Bootname(slot)); err != nil {
+				return fmt.Errorf("tell the boot loader: %w", err)
+			}
+		}
+	}
 	fmt.Fprintln(out, done)
 	return nil
 }
@@ -368,10 +376,14 @@ func (s *session) show(out io.Writer, asJSON bool) error {
 	if s.store != nil {
 		s.report.State = s.state.Status(s.policy)
 	}
+	view := s.view()
 	if asJSON {
 		e := json.NewEncoder(out)
 		e.SetIndent("", "  ")
-		return e.Encode(s.report)
+		return e.Encode(struct {
+			status.Report
+			Loader *loaderView `json:"boot_loader,omitempty"`
+		}{s.report, view})
 	}
 	r := &s.report
 	how := "confirmed"
@@ -405,6 +417,9 @@ func (s *session) show(out io.Writer, asJSON bool) error {
 			when = "it ended its installer too often and waits"
 		}
 		fmt.Fprintf(out, "Staged   version %s, %d bytes: %s\n", g.Version, g.Size, when)
+	}
+	if view != nil {
+		fmt.Fprintf(out, "Loader   %s\n", view)
 	}
 	fmt.Fprintf(out, "Floors   version %q epoch %d\n\n", r.State.Floors.Version, r.State.Floors.Epoch)
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)

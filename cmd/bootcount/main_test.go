@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -52,6 +53,10 @@ bootname=B
 func makeDevice(dir string, more ...string) error {
 	text := conf
 	for _, m := range more {
+		if strings.HasPrefix(m, "bootloader=") {
+			text = strings.Replace(text, "bootloader=raw", m, 1)
+			continue
+		}
 		text += m + "\n"
 	}
 	cfg, err := config.Parse([]byte(text))
