@@ -9,6 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"lifeboat/boot"
+	"lifeboat/boot/raspberrypi"
 	"lifeboat/config"
 	"lifeboat/disk"
 )
@@ -26,6 +28,7 @@ func newBootloader() *cobra.Command {
 	cmd.AddCommand(
 		newBootloaderScript("grub.cfg", "GRUB's configuration", grubScript),
 		newBootScr(),
+		newBootloaderScript("autoboot.txt", "what the Raspberry Pi's boot loader goes by; the same bytes are autoboot.old", autoboot),
 	)
 	return cmd
 }
@@ -112,4 +115,28 @@ func (s script) slots() ([]bootPartition, error) {
 		all = append(all, p)
 	}
 	return all, nil
+}
+
+// autoboot makes the autoboot.txt of a device that leaves the factory, as long as it will ever be.
+func autoboot(s script) ([]byte, error) {
+	all, err := s.slots()
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	var parts []int
+	var v boot.Vars
+	for _, p := range all {
+		if p.index == 0 {
+			return nil, fmt.Errorf("slot %s: the boot loader knows partitions by their number: --disk says it", p.name)
+		}
+		names, parts, v.Order = append(names, p.name), append(parts, p.index), append(v.Order, boot.Turn{Name: p.name})
+	}
+	file := disk.NewMemory(raspberrypi.Size)
+	if err := raspberrypi.New([]disk.Device{file}, names, parts, raspberrypi.Firmware{}).Write(v); err != nil {
+		return nil, err
+	}
+	b := make([]byte, file.Size())
+	_, err = file.ReadAt(b, 0)
+	return b, err
 }
