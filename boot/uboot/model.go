@@ -19,9 +19,12 @@ func Run(copies [2][]byte, size int, names []string, loads func(name string) boo
 			env, at = e, i
 		}
 	}
-	kept := map[string]string{"BOOT_ORDER": env.Vars["BOOT_ORDER"]}
-	if kept["BOOT_ORDER"] == "" {
-		kept["BOOT_ORDER"] = strings.Join(names, " ")
+	kept := map[string]string{}
+	words := strings.Fields(env.Vars["BOOT_ORDER"])
+	if words != nil {
+		kept["BOOT_ORDER"] = env.Vars["BOOT_ORDER"]
+	} else {
+		words = names // and it is not saved: it is early boot's to say
 	}
 	for _, name := range names {
 		kept[orderName(name)] = env.Vars[orderName(name)]
@@ -30,7 +33,6 @@ func Run(copies [2][]byte, size int, names []string, loads func(name string) boo
 		}
 	}
 	env.Vars = kept
-	words := strings.Fields(kept["BOOT_ORDER"])
 	for _, name := range words {
 		if !slices.Contains(names, name) {
 			continue

@@ -109,7 +109,10 @@ func (l *Loader) Read() (v boot.Vars, err error) {
 		}
 		return v, named(err)
 	case l.schema == RAUC:
-		return boot.Vars{Order: order(f.env.Vars, l.names)}, nil
+		if v.Order = order(f.env.Vars, l.names); v.Order == nil {
+			return v, named(boot.ErrNoVars) // as boot.scr leaves it when it found nothing
+		}
+		return v, nil
 	}
 	v, err = l.trial(f.env.Vars)
 	return v, named(err)
@@ -193,13 +196,9 @@ const defaultTries = 3
 
 func orderName(bootname string) string { return "BOOT_" + bootname + "_LEFT" }
 
-// order is what RAUC's variables say. What is missing is what boot scripts take for it: all slots, three tries.
+// order is what RAUC's variables say. A counter that is missing is what boot scripts take for it: three tries.
 func order(vars map[string]string, names []string) (turns []boot.Turn) {
-	words := names
-	if o := vars["BOOT_ORDER"]; o != "" {
-		words = strings.Fields(o)
-	}
-	for _, name := range words {
+	for _, name := range strings.Fields(vars["BOOT_ORDER"]) {
 		known := func(t boot.Turn) bool { return t.Name == name }
 		if slices.Contains(names, name) && !slices.ContainsFunc(turns, known) {
 			turns = append(turns, boot.Turn{Name: name, Tries: tries(vars[orderName(name)])})

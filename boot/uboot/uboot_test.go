@@ -157,10 +157,10 @@ func TestReadForeign(t *testing.T) {
 		want   boot.Vars
 		lost   bool
 	}{
-		{RAUC, names, map[string]string{"x": "y"}, boot.Vars{Order: turns("A:3", "B:3")}, false},
+		{RAUC, names, map[string]string{"x": "y", "BOOT_A_LEFT": "2"}, boot.Vars{}, true},
 		{RAUC, names, map[string]string{"BOOT_ORDER": "B C B A", "BOOT_A_LEFT": "a", "BOOT_B_LEFT": "0"}, boot.Vars{Order: turns("B:0", "A:9")}, false},
 		{RAUC, names, map[string]string{"BOOT_ORDER": "B", "BOOT_B_LEFT": "junk"}, boot.Vars{Order: turns("B:0")}, false},
-		{RAUC, names, map[string]string{"BOOT_ORDER": "C"}, boot.Vars{}, false},
+		{RAUC, names, map[string]string{"BOOT_ORDER": "C"}, boot.Vars{}, true},
 		// Mender's loader after the first boot of a trial, and after it went back.
 		{Mender, []string{"2", "3"}, map[string]string{"mender_boot_part": "3", "upgrade_available": "1", "bootcount": "1", "bootlimit": "1"}, boot.Vars{Order: turns("2", "3")}, false},
 		{Mender, []string{"2", "3"}, map[string]string{"mender_boot_part": "2", "upgrade_available": "0", "bootcount": "2"}, boot.Vars{Order: turns("2", "3")}, false},

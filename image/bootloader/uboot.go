@@ -55,7 +55,8 @@ const DefaultUBootSize = 16 << 10
 // UBoot returns boot.scr for the variables of RAUC. The script goes through BOOT_ORDER and starts the first slot that has
 // tries left and whose kernel can be loaded; the try is counted and saved before. Where there is none it starts the first
 // one whose kernel can be loaded, without counting; then it resets. Variables that are lost are all slots with three tries
-// each, in the order of the configuration. A save that fails stops nothing.
+// each, in the order of the configuration; they are counted, but no BOOT_ORDER is saved, so that early boot sees that they
+// were lost. A save that fails stops nothing.
 //
 // Without SaveEnv the environment is two files in the format of U-Boot and fw_setenv for two copies: the valid one with
 // the newer flag is read, the other one is written; one that is missing or damaged is
@@ -166,7 +167,8 @@ func (s *ubootScript) text() string {
 	if !s.o.SaveEnv {
 		s.load()
 	}
-	s.add(`if test -z "${BOOT_ORDER}"; then setenv BOOT_ORDER "%s"; fi`, strings.Join(s.names, " "))
+	s.add(`setenv lb_order ${BOOT_ORDER}
+		if test -z "${lb_order}"; then setenv lb_order %s; fi`, strings.Join(s.names, " "))
 	for _, name := range s.names {
 		s.add(`if test -z "${BOOT_%s_LEFT}"; then setenv BOOT_%s_LEFT 3; fi`, name, name)
 	}
@@ -175,7 +177,7 @@ func (s *ubootScript) text() string {
 	if s.o.SaveEnv {
 		save = "setenv lb_part\nsetenv lb_new\nsetenv lb_size\nsaveenv"
 	}
-	s.add("%s", "for lb_s in ${BOOT_ORDER}; do")
+	s.add("%s", "for lb_s in ${lb_order}; do")
 	for i, name := range s.names {
 		s.add(`if test "${lb_s}" = "%s"; then
 			setenv lb_new`, name)
@@ -192,7 +194,7 @@ func (s *ubootScript) text() string {
 	}
 	s.add(`done
 		echo No slot has tries left and a kernel: the first one that has a kernel.
-		for lb_s in ${BOOT_ORDER} %s; do`, strings.Join(s.names, " "))
+		for lb_s in ${lb_order} %s; do`, strings.Join(s.names, " "))
 	for i, name := range s.names {
 		s.add(`if test "${lb_s}" = "%s"; then
 			%s

@@ -45,7 +45,7 @@ func TestUBootScript(t *testing.T) {
 	}
 	for _, want := range []string{
 		"part number ${devtype} ${devnum} boot.0 lb_part\n", "setenv lb_part c\n", `setenv bootargs "console=ttyS0 rauc.slot=B"`,
-		" BOOT_ORDER BOOT_A_LEFT BOOT_B_LEFT ethaddr;", "for lb_s in ${BOOT_ORDER} A B; do", "zboot ", "\nreset\n",
+		" BOOT_ORDER BOOT_A_LEFT BOOT_B_LEFT ethaddr;", "for lb_s in ${lb_order} A B; do", "zboot ", "\nreset\n",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the script lacks %q:\n%s", want, text)
