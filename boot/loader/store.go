@@ -12,7 +12,7 @@ import (
 // Store is a boot.Store over the store of the record and a boot loader's own place.
 type Store struct {
 	boot.Store
-	Loader  boot.Loader
+	Loader  boot.Loader // nil: only the running system can talk to it
 	Policy  boot.Policy
 	Started string            // slot that the loader started in this boot, "" where that is not known, or has been heard
 	Say     func(line string) // to people
@@ -25,6 +25,9 @@ func (s *Store) Load() (boot.State, boot.LoaderView, error) {
 	st, _, err := s.Store.Load()
 	view := boot.LoaderView{Started: s.Started}
 	s.seen = nil
+	if s.Loader == nil {
+		return st, view, err
+	}
 	if v, err := s.Loader.Read(); err != nil {
 		s.Say("the boot loader's variables: " + err.Error())
 	} else {
@@ -42,7 +45,7 @@ func (s *Store) Commit(st boot.State) (boot.State, error) {
 		st.Told = *s.seen
 	}
 	next, err := s.Store.Commit(st)
-	if err != nil {
+	if err != nil || s.Loader == nil {
 		return next, err
 	}
 	want := next.Vars(s.Policy)

@@ -185,6 +185,11 @@ func (d *device) store(p *boot.Policy) boot.Store {
 	if !p.Loader {
 		return record
 	}
+	if d.cfg.Bootloader == "custom" {
+		// Early boot starts no program: the loader is told when the running system commits something.
+		p.Most = 1
+		return &loader.Store{Store: record, Policy: *p, Started: d.started(nil)}
+	}
 	l, err := d.loader()
 	if err != nil {
 		d.con.say("the boot loader's variables cannot be opened: " + err.Error())
