@@ -1,13 +1,10 @@
 package scene
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"os/exec"
-	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -82,35 +79,32 @@ func (s *Scene) FAT(name string, size int64, files map[string][]byte) (string, e
 
 // writeFAT puts files into a FAT file system; image is what mtools take: FILE or FILE@@OFFSET. Folders are made.
 func writeFAT(image string, files map[string][]byte) error {
-	made := map[string]bool{".": true, "/": true}
-	var folder func(dir string) error
-	folder = func(dir string) error {
-		if made[dir] {
-			return nil
-		}
-		if err := folder(path.Dir(dir)); err != nil {
-			return err
-		}
-		made[dir] = true
-		if exec.Command("mdir", "-i", image, "::"+dir).Run() == nil {
-			return nil
-		}
-		return mtool(nil, "mmd", "-i", image, "::"+dir)
+	if len(files) == 0 {
+		return nil
 	}
-	for _, name := range slices.Sorted(maps.Keys(files)) {
-		if err := folder(path.Dir(name)); err != nil {
+	tree, err := os.MkdirTemp("", "lifeboat-fat-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tree)
+	for name, content := range files {
+		name = filepath.Join(tree, name)
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 			return err
 		}
-		if err := mtool(files[name], "mcopy", "-o", "-i", image, "-", "::"+name); err != nil {
+		if err := os.WriteFile(name, content, 0o644); err != nil {
 			return err
 		}
 	}
-	return nil
+	top, err := filepath.Glob(filepath.Join(tree, "*"))
+	if err != nil {
+		return err
+	}
+	return mtool("mcopy", append(append([]string{"-s", "-o", "-Q", "-i", image}, top...), "::/")...)
 }
 
-func mtool(stdin []byte, name string, args ...string) error {
+func mtool(name string, args ...string) error {
 	cmd := exec.Command(name, args...)
-	cmd.Stdin = bytes.NewReader(stdin)
 	cmd.Env = append(os.Environ(), "MTOOLS_SKIP_CHECK=1", "SOURCE_DATE_EPOCH=315619200")
 	if text, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, text)
@@ -129,17 +123,25 @@ func WriteFAT(image, label string, files map[string][]byte) error {
 
 // ReadFAT returns a file of the FAT file system in a partition of a disk image.
 func ReadFAT(image, label, file string) ([]byte, error) {
-	at, err := place(image, label)
+	dir, err := os.MkdirTemp("", "lifeboat-fat-")
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command("mtype", "-i", image+"@@"+strconv.FormatInt(at.Start, 10), "::"+file)
-	cmd.Env = append(os.Environ(), "MTOOLS_SKIP_CHECK=1")
-	out, err := cmd.Output()
-	if err != nil {
-		return nil, fmt.Errorf("read %s of %s: %w", file, label, err)
+	defer os.RemoveAll(dir)
+	if err := CopyFAT(image, label, file, dir); err != nil {
+		return nil, err
 	}
-	return out, nil
+	return os.ReadFile(filepath.Join(dir, filepath.Base(file)))
+}
+
+// CopyFAT copies a file or a folder of the FAT file system in a partition of a disk image into the folder dir; file "" is
+// all that there is.
+func CopyFAT(image, label, file, dir string) error {
+	at, err := place(image, label)
+	if err != nil {
+		return err
+	}
+	return mtool("mcopy", "-s", "-n", "-Q", "-i", image+"@@"+strconv.FormatInt(at.Start, 10), "::/"+file, dir)
 }
 
 func place(image, label string) (disk.Partition, error) {
