@@ -40,7 +40,7 @@ func Open(c *config.Config, at Place) (l boot.Loader, err error) {
 		}
 	case "uboot":
 		var env []disk.Device
-		if env, err = copies(c, at, []string{"/uboot.env", "/uboot-redund.env"}, 0x4000); err == nil {
+		if env, err = copies(c, at, uboot.Files, uboot.Size); err == nil {
 			l, err = uboot.New(env, names, c.Loader.Schema)
 		}
 	case "sdboot":

@@ -13,6 +13,13 @@ const (
 	minSize = 64
 )
 
+// Files are where the copies lie in a FAT file system where nothing else is said, Size is what each has in bytes. U-Boot
+// writes the sector of a folder with each file in it, and loses what else that sector names when the power goes: each copy
+// has a folder of its own.
+var Files = []string{"/env1/uboot.env", "/env2/uboot.env"}
+
+const Size = 16 << 10
+
 // Env is what one copy of an environment holds.
 type Env struct {
 	Vars map[string]string

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"path"
 	"slices"
 	"strings"
 
@@ -46,12 +47,6 @@ var ubootArchs = map[string]ubootArch{
 	"arm64": {0x48000000, "${kernel_addr_r}", "${ramdisk_addr_r}", 22, "booti ${kernel_addr_r} ${ramdisk_addr_r}:${filesize} ${fdtcontroladdr}"},
 }
 
-// DefaultUBootFiles are where U-Boot itself keeps its environment in a FAT file system.
-var DefaultUBootFiles = []string{"/uboot.env", "/uboot-redund.env"}
-
-// DefaultUBootSize is the size of a copy in bytes.
-const DefaultUBootSize = 16 << 10
-
 // UBoot returns boot.scr for the variables of RAUC. The script goes through BOOT_ORDER and starts the first slot that has
 // tries left and whose kernel can be loaded; the try is counted and saved before. Where there is none it starts the first
 // one whose kernel can be loaded, without counting; then it resets. Variables that are lost are all slots with three tries
@@ -69,7 +64,7 @@ func UBoot(c *config.Config, o UBootOptions) (string, error) {
 	if c.Loader.Schema != uboot.RAUC {
 		return "", fmt.Errorf("a device with the variables of %s keeps the script that it has", c.Loader.Schema)
 	}
-	s := ubootScript{arch: arch, o: o, size: cmp.Or(c.Loader.Size, DefaultUBootSize), files: c.Loader.Files}
+	s := ubootScript{arch: arch, o: o, size: cmp.Or(c.Loader.Size, uboot.Size), files: c.Loader.Files}
 	for _, slot := range c.BootSlots() {
 		group := c.Group(slot.Name)
 		k := slices.IndexFunc(group, func(g config.Slot) bool { return g.Class == "boot" })
@@ -98,9 +93,12 @@ func UBoot(c *config.Config, o UBootOptions) (string, error) {
 		}
 		switch len(s.files) {
 		case 0:
-			s.files = DefaultUBootFiles
+			s.files = uboot.Files
 		case 1:
 			return "", errors.New("[bootloader] files= has one copy, which a power cut can take: name two")
+		}
+		if a, b := path.Dir(s.files[0]), path.Dir(s.files[1]); a == b || a == "/" || b == "/" {
+			return "", errors.New("[bootloader] files=: U-Boot writes the sector of a folder with each file in it, and a power cut then loses what else it names: each copy needs a folder of its own")
 		}
 		var err error
 		if s.env, err = ubootPartition(c.Loader.Device); err != nil {

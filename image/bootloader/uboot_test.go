@@ -64,6 +64,7 @@ func TestUBootRefuses(t *testing.T) {
 	}{
 		{"schema=mender", "PARTLABEL=boot.0", "mender", UBootOptions{}},
 		{"files=/uboot.env", "PARTLABEL=boot.0", "name two", UBootOptions{}},
+		{"files=/uboot.env /uboot-redund.env", "PARTLABEL=boot.0", "folder", UBootOptions{}},
 		{"files=/a;b /c", "PARTLABEL=boot.0", "/a;b", UBootOptions{}},
 		{"offsets=0 0x4000", "PARTLABEL=boot.0", "saveenv", UBootOptions{}},
 		{"", "PARTLABEL=12", "label", UBootOptions{}},

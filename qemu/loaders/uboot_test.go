@@ -118,6 +118,25 @@ device=PARTLABEL=boot.1
 parent=rootfs.1
 `
 
+// needUBoot takes a place for the virtual device and returns U-Boot and the configuration of its device.
+func needUBoot(t *testing.T) (rom string, c *config.Config) {
+	t.Helper()
+	qemu.NeedKernel(t, "cloud")
+	loaders, err := scene.Loaders()
+	if err != nil {
+		t.Fatal(err)
+	}
+	rom = filepath.Join(loaders, "usr/lib/u-boot/qemu-x86/u-boot.rom")
+	if _, err := os.Stat(rom); err != nil {
+		t.Skip("there is no U-Boot: make setup")
+	}
+	if c, err = config.Parse([]byte(conf)); err != nil {
+		t.Fatal(err)
+	}
+	qemu.Reserve(t)
+	return rom, c
+}
+
 func run(t *testing.T, name string, args ...string) {
 	t.Helper()
 	cmd := exec.Command(name, args...)
@@ -129,20 +148,7 @@ func run(t *testing.T, name string, args ...string) {
 
 // The real U-Boot and its model agree: which slot is started, and what stands in the files afterwards.
 func TestUBootModel(t *testing.T) {
-	qemu.NeedKernel(t, "cloud")
-	loaders, err := scene.Build()
-	if err != nil {
-		t.Fatal(err)
-	}
-	rom := filepath.Join(loaders, "build", "loaders", "usr/lib/u-boot/qemu-x86/u-boot.rom")
-	if _, err := os.Stat(rom); err != nil {
-		t.Skip("there is no U-Boot: make setup")
-	}
-	c, err := config.Parse([]byte(conf))
-	if err != nil {
-		t.Fatal(err)
-	}
-	qemu.Reserve(t)
+	rom, c := needUBoot(t)
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	all := states(rand.New(rand.NewPCG(seed, 1)), 100)
@@ -199,7 +205,7 @@ func agree(t *testing.T, rom string, c *config.Config, kernels string, some []st
 	files := []string{"main.scr", "boot.scr"}
 	for i := range len(some) + 1 {
 		var b strings.Builder
-		for k, name := range []string{"uboot.env", "uboot-redund.env"} {
+		for k, name := range uboot.Files {
 			if i > 0 {
 				fmt.Fprintf(&b, "if load ${devtype} ${devnum}:1 7900000 %s; then fatwrite ${devtype} ${devnum}:1 7900000 after%d.%d ${filesize}; fi\n", name, i-1, k)
 			}
@@ -227,30 +233,7 @@ func agree(t *testing.T, rom string, c *config.Config, kernels string, some []st
 		script(name, b.String())
 		files = append(files, name)
 	}
-	write("vmlinuz", []byte("kernel"))
-	write("initramfs", []byte("initramfs"))
-	disk := at("disk.img")
-	run(t, "truncate", "-s", "24M", disk)
-	run(t, "sgdisk", "-n", "1:2048:+16M", "-t", "1:ef00", "-c", "1:esp", "-n", "2:0:+1M", "-c", "2:boot.0", "-n", "3:0:+1M", "-c", "3:boot.1", disk)
-	put := func(offset int, size string, files ...string) {
-		t.Helper()
-		part := at("part.img")
-		run(t, "truncate", "-s", "0", part)
-		run(t, "truncate", "-s", size, part)
-		run(t, "mkfs.fat", part)
-		for _, f := range files {
-			run(t, "mcopy", "-i", part, at(f), "::")
-		}
-		run(t, "dd", "if="+part, "of="+disk, "bs=1M", fmt.Sprintf("seek=%d", offset), "conv=notrunc", "status=none")
-	}
-	put(1, "16M", files...)
-	for i, name := range []string{"A", "B"} {
-		if strings.Contains(kernels, name) {
-			put(17+i, "1M", "vmlinuz", "initramfs")
-		} else {
-			put(17+i, "1M", "initramfs")
-		}
-	}
+	disk := ubootDisk(t, dir, kernels, files)
 	console := ubootRun(t, rom, disk)
 	if !strings.Contains(console, "all done") {
 		t.Fatalf("U-Boot ended in between:\n%s", console)
@@ -271,6 +254,52 @@ func agree(t *testing.T, rom string, c *config.Config, kernels string, some []st
 	}
 }
 
+// ubootDisk makes a disk with the files of a folder on its ESP, at 1 MiB, and kernels of some slots.
+func ubootDisk(t *testing.T, dir, kernels string, files []string) (disk string) {
+	t.Helper()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	for _, name := range []string{"vmlinuz", "initramfs"} {
+		if err := os.WriteFile(at(name), []byte(name), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	disk = at("disk.img")
+	run(t, "truncate", "-s", "24M", disk)
+	run(t, "sgdisk", "-n", "1:2048:+16M", "-t", "1:ef00", "-c", "1:esp", "-n", "2:0:+1M", "-c", "2:boot.0", "-n", "3:0:+1M", "-c", "3:boot.1", disk)
+	put := func(offset, size int, files ...string) {
+		t.Helper()
+		part := at("part.img")
+		run(t, "truncate", "-s", "0", part)
+		run(t, "truncate", "-s", fmt.Sprint(size<<20), part)
+		run(t, "mkfs.fat", part)
+		if size<<20 == espSize {
+			run(t, "mmd", "-i", part, "::env1", "::env2")
+		}
+		for _, f := range files {
+			to := "::"
+			if strings.HasSuffix(f, ".env") {
+				to += f[:4]
+			}
+			run(t, "mcopy", "-i", part, at(f), to)
+		}
+		run(t, "dd", "if="+part, "of="+disk, "bs=1M", fmt.Sprintf("seek=%d", offset), "conv=notrunc", "status=none")
+	}
+	put(1, espSize>>20, files...)
+	for i, name := range []string{"A", "B"} {
+		if strings.Contains(kernels, name) {
+			put(17+i, 1, "vmlinuz", "initramfs")
+		} else {
+			put(17+i, 1, "initramfs")
+		}
+	}
+	return disk
+}
+
+const (
+	espStart = 1 << 20
+	espSize  = 16 << 20
+)
+
 func readFAT(disk, name string) []byte {
 	cmd := exec.Command("mtype", "-i", disk+"@@1M", "::"+name)
 	cmd.Env = append(os.Environ(), "MTOOLS_SKIP_CHECK=1")
@@ -284,10 +313,16 @@ func readFAT(disk, name string) []byte {
 // ubootRun runs U-Boot until it resets and returns its console.
 func ubootRun(t *testing.T, rom, disk string) string {
 	t.Helper()
+	return ubootOn(t, rom, "-drive", "if=none,id=d,format=raw,file="+disk)
+}
+
+// ubootOn is ubootRun with the disk that arguments describe, with the id d.
+func ubootOn(t *testing.T, rom string, disk ...string) string {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-M", "pc", "-bios", rom, "-m", "512", "-nodefaults", "-display", "none",
-		"-serial", "stdio", "-monitor", "none", "-no-reboot", "-drive", "if=none,id=d,format=raw,file="+disk, "-device", "virtio-blk-pci,drive=d")
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", append(disk, "-M", "pc", "-bios", rom, "-m", "512", "-nodefaults", "-display", "none",
+		"-serial", "stdio", "-monitor", "none", "-no-reboot", "-device", "virtio-blk-pci,drive=d")...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("qemu: %v\n%s", err, out)
