@@ -94,7 +94,14 @@ func Initramfs(ctx context.Context, o InitramfsOptions, out string) (*InitramfsR
 			return nil, err
 		}
 		defer k.root.Close()
-		modules, count, err := moduleNodes(k, o.Features, o.Modules, c.Watchdog)
+		features := o.Features
+		if c.Bootloader == "efi" || c.Bootloader == "sdboot" {
+			if features == nil {
+				features = DefaultFeatures()
+			}
+			features = append(slices.Clone(features), efiFeature)
+		}
+		modules, count, err := moduleNodes(k, features, o.Modules, c.Watchdog)
 		if err != nil {
 			return nil, err
 		}

@@ -44,13 +44,17 @@ var features = []feature{
 	{"ext4", true, []string{"ext4"}},
 	{"overlay", false, []string{"overlay"}},
 	{"watchdog", true, []string{"i6300esb"}},
+	{efiFeature, false, []string{"efivarfs"}},
 	// Loaded after the boot is counted. The storage drivers stand in front of the host controllers: a stick then has its
 	// driver when it is found. authorized_default=0: usb.Settle says which devices come in.
 	{usbFeature, true, []string{"usbcore authorized_default=0", "usb_storage delay_use=0", "uas", "xhci_pci", "xhci_plat_hcd"}},
 	{"usb2", false, []string{"ehci_pci", "ehci_platform", "uhci_hcd", "ohci_pci", "ohci_platform"}},
 }
 
-const usbFeature = "usb" // usb and all that follow are loaded late
+const (
+	usbFeature = "usb"     // usb and all that follow are loaded late
+	efiFeature = "efivars" // comes by itself with a boot loader that keeps something there
+)
 
 // watchdogModules are the drivers of watchdogs that early boot arms, where [watchdog] asks for it: before all others, so that
 // nothing can get stuck without one. Those that guess at ports (Super I/O chips) are left to --module. 60 KB compressed

@@ -1,9 +1,10 @@
 // Package sdboot keeps what systemd-boot starts where systemd-boot looks for it: in the names of the entries in
 // /loader/entries on the ESP, and nothing else. One rename is one change of one slot.
 //
-// A slot's entry is called NN-NAME+LEFT-DONE.conf, or NN-NAME.conf where it is not counted ("good"). systemd-boot sorts by
-// name, so NN is the slot's place: the highest is first, entries without tries come last. It takes one from LEFT before it
-// starts a slot. A slot that is not to be started has no name that ends in .conf.
+// A slot's entry is called NN-NAME+LEFT-DONE.conf. systemd-boot sorts by name, so NN is the slot's place: the highest is
+// first, entries without tries come last. It takes one from LEFT before it starts a slot. Slots that are good are counted
+// too, as a kernel that hangs now has nobody else who counts; NN-NAME.conf, which systemd-bless-boot makes, is not counted
+// and read as the highest count. A slot that is not to be started at all has no name that ends in .conf.
 //
 // Each slot may have a spare entry, a second file of the same content: a change gives the spare the new name and then takes
 // the old name away, so that no cut leaves the slot without an entry, whoever wrote the folder and in what order. Without a
@@ -159,11 +160,10 @@ func find(list []*entry, slot string) *entry {
 	return nil
 }
 
-// Most is the highest count of tries. A slot with as many that is Good is not counted: systemd-boot starts it as often as
-// it takes.
+// Most is the highest count of tries.
 func (l *Loader) Most() uint8 { return most }
 
-// Read returns the slots that have entries, in their order. Tries of a slot that is not counted are Most.
+// Read returns the slots that have entries, in their order. One that is not counted is good and has Most tries.
 func (l *Loader) Read() (v boot.Vars, err error) {
 	on, _, err := l.slots()
 	if err != nil {
@@ -218,17 +218,11 @@ func (l *Loader) write(order []boot.Turn) (changed bool, err error) {
 	for i, t := range order {
 		e, spare := find(on, t.Name), find(spares, t.Name)
 		tries := int(min(t.Tries, most))
-		if t.Good && tries == most {
-			tries = -1
-		}
-		if e != nil && e.place == places[i] && e.tries == tries {
+		if e != nil && e.place == places[i] && (e.tries == tries || e.tries < 0 && tries == most) {
 			continue
 		}
 		b := append([]byte{byte('0' + places[i]/10), byte('0' + places[i]%10), '-'}, t.Name...)
-		if tries >= 0 {
-			b = append(b, '+', byte('0'+tries), '-', '0')
-		}
-		to := string(append(b, ".conf"...))
+		to := string(append(b, '+', byte('0'+tries), '-', '0', '.', 'c', 'o', 'n', 'f'))
 		changed = true
 		switch {
 		case spare != nil:

@@ -116,7 +116,7 @@ func TestWriteThenRead(t *testing.T) {
 				if err := l.Write(v); err != nil || m.ops != 0 {
 					t.Fatalf("%s: %v again: %d renames, %v", name, v, m.ops, err)
 				}
-				Run(l, m, 1)
+				m.run()
 				if err := l.Write(v); err != nil {
 					t.Fatal(err)
 				}
@@ -128,29 +128,20 @@ func TestWriteThenRead(t *testing.T) {
 	}
 }
 
-// Run is what systemd-boot 252 does with a folder, n times: it returns the files that it starts, by their names of before.
-func Run(l *Loader, m *memory, n int) (started []string) {
-	for range n {
-		var e *entry
-		for file := range m.m {
-			if o := l.parse(file); o != nil && o.on && (e == nil || o.before(e)) {
-				e = o
-			}
-		}
-		if e == nil {
-			return started
-		}
-		started = append(started, e.file)
-		if e.tries > 0 {
-			to, done := e.file, 0
-			plus := strings.LastIndexByte(to, '+')
-			if _, d, ok := strings.Cut(strings.TrimSuffix(to[plus:], ".conf"), "-"); ok {
-				done = digits(d)
-			}
-			m.Rename(e.file, fmt.Sprintf("%s+%d-%d.conf", to[:plus], e.tries-1, done+1))
+// run starts what systemd-boot would, and returns the content of the entry.
+func (m *memory) run() string {
+	files, _ := m.Names()
+	slices.Sort(files)
+	started, after := Run(files, names)
+	if started == "" {
+		return ""
+	}
+	for i, file := range files {
+		if after[i] != file {
+			m.Rename(file, after[i])
 		}
 	}
-	return started
+	return strings.ToUpper(started[:1])
 }
 
 // The tries of a slot are what it gets, and then the next slot's turn comes; of one that is good there is no end.
@@ -169,8 +160,7 @@ func TestCounting(t *testing.T) {
 		}
 		got := ""
 		for range 8 {
-			before := m.clone()
-			got += before.m[Run(l, m, 1)[0]]
+			got += m.run()
 			if got == "B" && want[1] == 'B' && v.Order[0].Tries == 3 {
 				if now, _ := l.Read(); now.Order[0].Tries != 2 {
 					t.Errorf("after one start: %v", now)
@@ -520,7 +510,7 @@ func TestBootctl(t *testing.T) {
 				t.Fatalf("bootctl says %s: %v", out, err)
 			}
 			name := strings.TrimSuffix(e.ID[3:], ".conf")
-			turn := good(name)
+			turn := good(name) // counted by nobody
 			if e.TriesLeft != nil {
 				turn = boot.Turn{Name: name, Tries: *e.TriesLeft}
 			}
@@ -528,7 +518,7 @@ func TestBootctl(t *testing.T) {
 		}
 		want := boot.Vars{Order: slices.Clone(v.Order)} // those without tries are last
 		slices.SortStableFunc(want.Order, func(a, b boot.Turn) int { return cmp.Compare(min(b.Tries, 1), min(a.Tries, 1)) })
-		if diff := gocmp.Diff(want, got); diff != "" {
+		if diff := gocmp.Diff(plain(want), plain(got)); diff != "" {
 			t.Errorf("%v: bootctl sees %s", v, diff)
 		}
 	}

@@ -48,6 +48,9 @@ func (s *session) loader() (boot.Loader, error) {
 	if at.Block, err = beside(s.cfg.Loader.Device, blocks, s.report.Booted); err != nil && s.cfg.Bootloader != "efi" {
 		return nil, err
 	}
+	if s.cfg.Bootloader == "efi" || s.cfg.Bootloader == "sdboot" {
+		_ = at.EFIVars.Mount() // what reads them says what is missing
+	}
 	mounts, _ := os.ReadFile("/proc/self/mounts")
 	if on := mountOf(string(mounts), at.Block.Path()); on != "" {
 		at.Folder = sdboot.Mounted(on)

@@ -28,6 +28,7 @@ func newBootloader() *cobra.Command {
 	cmd.AddCommand(
 		newBootloaderScript("grub.cfg", "GRUB's configuration", grubScript),
 		newBootScr(),
+		newBootloaderSdboot(),
 		newBootloaderScript("autoboot.txt", "what the Raspberry Pi's boot loader goes by; the same bytes are autoboot.old", autoboot),
 	)
 	return cmd

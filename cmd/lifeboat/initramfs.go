@@ -34,7 +34,7 @@ The time of the build is the earliest that the device believes in: SOURCE_DATE_E
 beginning of validity in the keyring.
 
 --features chooses groups of modules: names, changes like "+nvme,-erofs", or "all". There are
-  virtio scsi nvme ahci mmc verity squashfs erofs ext4 overlay watchdog usb usb2
+  virtio scsi nvme ahci mmc verity squashfs erofs ext4 overlay watchdog efivars usb usb2
 and by default it has virtio verity squashfs erofs ext4 watchdog usb.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
