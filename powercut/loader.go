@@ -5,8 +5,10 @@ import (
 	"fmt"
 
 	"lifeboat/boot"
+	"lifeboat/boot/grub"
 	"lifeboat/boot/loader"
 	"lifeboat/boot/raw"
+	"lifeboat/boot/uboot"
 	"lifeboat/disk"
 	"lifeboat/update"
 )
@@ -52,4 +54,64 @@ func (d *Device) starts(u *update.Device, on disk.Device, b *Boot) error {
 	}
 	store.Started = s.Name
 	return nil
+}
+
+// areas are two copies of size bytes each, as far apart as two files are.
+func areas(d disk.Device, size int64) []disk.Device {
+	return []disk.Device{disk.Section(d, 0, size), disk.Section(d, 64<<10, size)}
+}
+
+// starting makes the Start of a loader of what it does to the bytes of its copies. What it changed it writes, and that is
+// durable before a kernel is started.
+func starting(size int64, whole func([]byte) bool, run func(copies [][]byte, names []string, loads func(string) bool) string) func(disk.Device, []string) (string, error) {
+	return func(area disk.Device, names []string) (string, error) {
+		var copies, before [][]byte
+		for _, d := range areas(area, size) {
+			b := make([]byte, size)
+			if _, err := d.ReadAt(b, 0); err != nil {
+				return "", err
+			}
+			copies, before = append(copies, append([]byte(nil), b...)), append(before, b)
+		}
+		started := run(copies, names, func(string) bool { return true })
+		places, order := areas(area, size), []int{0, 1}
+		if whole(before[0]) {
+			order = []int{1, 0} // never the only one that is whole
+		}
+		for _, i := range order {
+			d := places[i]
+			for at := 0; at < len(copies[i]); at += 512 {
+				if now := copies[i][at:min(at+512, len(copies[i]))]; string(now) != string(before[i][at:at+len(now)]) {
+					if _, err := d.WriteAt(now, int64(at)); err != nil {
+						return "", err
+					}
+				}
+			}
+			if err := d.Flush(); err != nil {
+				return "", err
+			}
+		}
+		return started, nil
+	}
+}
+
+const ubootSize = 4096
+
+// Loaders are the boot loaders whose variables lie on the disk, by the name that bootloader= has for them: two copies at 0
+// and 64 KiB of their area.
+var Loaders = map[string]*Loader{
+	"grub": {
+		Open:  func(area disk.Device, names []string) (boot.Loader, error) { return grub.New(areas(area, 1024), names) },
+		Start: starting(1024, func([]byte) bool { return false }, grub.Run),
+	},
+	"uboot": {
+		Open: func(area disk.Device, names []string) (boot.Loader, error) {
+			return uboot.New(areas(area, ubootSize), names, "rauc")
+		},
+		Start: starting(ubootSize, func(b []byte) bool { _, ok := uboot.Parse(b, true); return ok }, func(copies [][]byte, names []string, loads func(string) bool) string {
+			started, after := uboot.Run([2][]byte(copies), ubootSize, names, loads)
+			copies[0], copies[1] = after[0], after[1]
+			return started
+		}),
+	},
 }

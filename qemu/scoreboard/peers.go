@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"lifeboat/disk/crash"
+	"lifeboat/powercut"
 )
 
 // Peer is one row of the scoreboard.
@@ -423,40 +424,48 @@ done
 		},
 	})
 
-	own := Peer{
-		Title: "lifeboat", Medium: "raw partition, 2 x 4 KiB", Fix: "nothing was found.",
-		Base: func(_ *lab, _ *Peer, name string) error {
-			img := crash.NewImage(stateSize)
-			if err := (lifeboat{sealsAt(-1)}).operate(img, -1); err != nil {
-				return err
-			}
-			return img.SaveFile(name)
-		},
-		Read: readLifeboat,
-		Scheme: func(op Op) Scheme {
-			return lifeboat{sealsAt(slices.IndexFunc(lifeboatOps, func(o Op) bool { return o.Name == op.Name }))}
-		},
-		Region: func(_ *crash.Image, off int64) string {
-			for name, at := range lifeboatRecords {
-				if off >= at && off < at+4096 {
-					return name
+	own := func(name, title, medium, uses string, l *powercut.Loader) *Peer {
+		kept := lifeboat{loader: l}
+		return &Peer{
+			Name: name, Title: title, Medium: medium, Uses: uses, Fix: "nothing was found.",
+			Base: func(_ *lab, _ *Peer, name string) error {
+				img := crash.NewImage(kept.size())
+				if err := (lifeboat{sealsAt(-1), l}).operate(img, -1); err != nil {
+					return err
 				}
-			}
-			return ""
-		},
+				return img.SaveFile(name)
+			},
+			Read: kept.read,
+			Scheme: func(op Op) Scheme {
+				return lifeboat{sealsAt(slices.IndexFunc(lifeboatOps, func(o Op) bool { return o.Name == op.Name })), l}
+			},
+			Region: func(_ *crash.Image, off int64) string {
+				for name, at := range kept.places() {
+					if off >= at && off < at+4096 {
+						return name
+					}
+				}
+				return ""
+			},
+			Record: kept.simulate,
+		}
 	}
-	simulated, real := own, own
-	simulated.Title = "lifeboat, simulated"
-	simulated.Name, simulated.Uses, simulated.Record = "lifeboat-simulated", "boot/raw and boot over crash.Recorder", simulateLifeboat
-	real.Name, real.Uses = "lifeboat", "boot/raw and boot in the virtual device, through the kernel"
-	real.Tools = []string{"scoreboard"}
+	real := own("lifeboat", "lifeboat", "raw partition, 2 x 4 KiB", "boot/raw and boot in the virtual device, through the kernel", nil)
+	real.Tools, real.Record = []string{"scoreboard"}, nil
 	step := Step{By: "linux"}
 	for n, op := range lifeboatOps {
 		op.Script = fmt.Sprintf("scoreboard in-guest /dev/vda %d", n)
 		step.Ops = append(step.Ops, op)
 	}
 	real.Steps = []Step{step}
-	return append(all, &real, &simulated)
+	return append(
+		all, real,
+		own("lifeboat-simulated", "lifeboat, simulated", "raw partition, 2 x 4 KiB", "boot/raw and boot over crash.Recorder", nil),
+		own("lifeboat-grub", "lifeboat, GRUB, simulated", "raw partition, and two environment blocks of 1 KiB",
+			"boot, boot/grub and the model of lifeboat's grub.cfg over crash.Recorder; the virtual device asks GRUB whether the model is right", powercut.Loaders["grub"]),
+		own("lifeboat-uboot", "lifeboat, U-Boot, simulated", "raw partition, and two environments of 4 KiB",
+			"boot, boot/uboot and the model of lifeboat's boot.scr over crash.Recorder; the virtual device asks U-Boot whether the model is right", powercut.Loaders["uboot"]),
+	)
 }
 
 func firstEnv() uenv {

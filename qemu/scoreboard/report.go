@@ -27,6 +27,9 @@ where the slot that is new does not, and in one where the slot that runs breaks 
 | **weak** | a system starts, but one that neither state around would have started; or the tool refuses every further update; or there is no fallback any more where there was one; or a copy is dead for ever, or the boot state's other content (a board's MAC address) is replaced by compiled-in defaults |
 | fine | all else: as before the operation, or as after it |
 
+On ext4 states are lost with whole sectors too, because GRUB reads the file system as it lies there: a file that was
+truncated or replaced, and whose new blocks are still only in the journal, is empty or gone to it until Linux has replayed that.
+
 "Whole sectors": every sector is old or new. A disk that loses no more than that is a good one; "torn" counts
 the images that only a torn sector leaves. Each column counts distinct images, summed over the operations.
 

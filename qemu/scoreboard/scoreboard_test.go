@@ -120,10 +120,10 @@ func TestJudge(t *testing.T) {
 		{"systemd-boot, neither name", sdBoot{}, esp("a.conf", "b+3.conf"), esp("a.conf", "b+2-1.conf"), esp("a.conf"), "B", Weak, "is gone"},
 		{"systemd-boot, no entry", sdBoot{}, esp("a.conf", "b+3.conf"), esp("a.conf", "b+2-1.conf"), esp(), "B", Lost, "no entry"},
 
-		{"lifeboat, record 1 torn", lifeboat{sealsAt(2)}, own(2), own(3), ownTorn("record 1"), "B", Fine, ""},
-		{"lifeboat, record 2 torn", lifeboat{sealsAt(2)}, own(2), own(3), ownTorn("record 2"), "B", Fine, ""},
-		{"lifeboat, both torn", lifeboat{sealsAt(2)}, own(2), own(3), ownTorn("record 1", "record 2"), "B", Fine, ""},
-		{"lifeboat, both torn and no slot sealed", lifeboat{map[string]boot.Seal{slotA: noSeal, slotB: noSeal}}, own(2), own(3), ownTorn("record 1", "record 2"), "", Lost, "rescue"},
+		{"lifeboat, record 1 torn", lifeboat{seals: sealsAt(2)}, own(2), own(3), ownTorn("record 1"), "B", Fine, ""},
+		{"lifeboat, record 2 torn", lifeboat{seals: sealsAt(2)}, own(2), own(3), ownTorn("record 2"), "B", Fine, ""},
+		{"lifeboat, both torn", lifeboat{seals: sealsAt(2)}, own(2), own(3), ownTorn("record 1", "record 2"), "B", Fine, ""},
+		{"lifeboat, both torn and no slot sealed", lifeboat{seals: map[string]boot.Seal{slotA: noSeal, slotB: noSeal}}, own(2), own(3), ownTorn("record 1", "record 2"), "", Lost, "rescue"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			v := judge(c.scheme, c.cut, c.unproven, profileOf(c.scheme, c.before, c.unproven), profileOf(c.scheme, c.after, c.unproven))
@@ -138,7 +138,7 @@ func TestJudge(t *testing.T) {
 func lifeboatAt(t *testing.T, n int) View {
 	img := crash.NewImage(stateSize)
 	for i := -1; i < n; i++ {
-		if err := (lifeboat{sealsAt(i)}).operate(img, i); err != nil {
+		if err := (lifeboat{seals: sealsAt(i)}).operate(img, i); err != nil {
 			t.Fatalf("operation %d: %v", i, err)
 		}
 	}
@@ -146,7 +146,7 @@ func lifeboatAt(t *testing.T, n int) View {
 	if err := img.SaveFile(name); err != nil {
 		t.Fatal(err)
 	}
-	v, err := readLifeboat(name)
+	v, err := lifeboat{}.read(name)
 	if err != nil {
 		t.Fatal(err)
 	}
