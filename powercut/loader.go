@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"lifeboat/boot"
+	"lifeboat/boot/barebox"
 	"lifeboat/boot/grub"
 	"lifeboat/boot/loader"
 	"lifeboat/boot/raw"
@@ -98,7 +99,7 @@ func starting(size int64, whole func([]byte) bool, run func(copies [][]byte, nam
 const ubootSize = 4096
 
 // Loaders are the boot loaders whose variables lie on the disk, by the name that bootloader= has for them: two copies at 0
-// and 64 KiB of their area.
+// and 64 KiB of their area; barebox's three 4 KiB apart.
 var Loaders = map[string]*Loader{
 	"grub": {
 		Open:  func(area disk.Device, names []string) (boot.Loader, error) { return grub.New(areas(area, 1024), names) },
@@ -114,4 +115,22 @@ var Loaders = map[string]*Loader{
 			return started
 		}),
 	},
+	"barebox": {
+		Open: func(area disk.Device, names []string) (boot.Loader, error) {
+			return barebox.New(area, bareboxLayout(names), names)
+		},
+		Start: func(area disk.Device, names []string) (string, error) {
+			return barebox.Run(area, bareboxLayout(names), names, func(string) bool { return true })
+		},
+	},
+}
+
+// bareboxLayout is what a device tree may say of these slots.
+func bareboxLayout(names []string) barebox.Layout {
+	l := barebox.Layout{Magic: 0x4d433230, Stride: 4096, At: map[string]int{}}
+	for _, n := range names {
+		l.At["bootstate."+n+".remaining_attempts"], l.At["bootstate."+n+".priority"] = len(l.Fresh), len(l.Fresh)+4
+		l.Fresh = append(l.Fresh, 3, 0, 0, 0, 1, 0, 0, 0)
+	}
+	return l
 }

@@ -18,7 +18,7 @@ import (
 const (
 	copies     = 3
 	headerSize = 16
-	first      = 20 // the priority that RAUC gives to the slot that comes first; the others have 10 and less
+	first      = 21 // priority of the slot that comes first, then 11 and less: RAUC writes 20 and 10, a device tree other defaults
 )
 
 var le = binary.LittleEndian
@@ -50,7 +50,7 @@ func New(area disk.Device, l Layout, names []string) (*Loader, error) {
 }
 
 func newLoader(m medium, l Layout, names []string) (*Loader, error) {
-	if m.room() < headerSize+len(l.Fresh) {
+	if m.room() < headerSize+len(l.Fresh) || len(names) == 0 {
 		return nil, errSmall
 	}
 	b := &Loader{m: m, l: l, names: names}
@@ -74,6 +74,14 @@ func (b *Loader) Read() (v boot.Vars, err error) {
 		return v, err
 	}
 	rank := func(i int) uint32 { return le.Uint32(data[b.at[i][1]:]) }
+	lost, alike := true, rank(0) > 0
+	for i, at := range b.at {
+		lost = lost && rank(i) == le.Uint32(b.l.Fresh[at[1]:])
+		alike = alike && rank(i) == rank(0)
+	}
+	if lost && rank(0) > 0 || alike && len(b.at) > 1 {
+		return v, boot.ErrNoVars // what barebox makes of a state that it found nowhere; nobody has written it
+	}
 	var order []int
 	for i := range b.names {
 		if rank(i) == 0 {
@@ -102,7 +110,7 @@ func (b *Loader) Write(v boot.Vars) error {
 		left, rank := 0, 0
 		for at, t := range v.Order {
 			if t.Name == n {
-				left, rank = int(t.Tries), first/2+1-at
+				left, rank = int(t.Tries), 12-at
 				if at == 0 {
 					rank = first
 				}

@@ -368,7 +368,7 @@ func TestAgreesWithBareboxState(t *testing.T) {
 			o.save(erased)
 
 			// Theirs, read by ours.
-			if _, err := o.run("-s", "bootstate.system0.priority=10", "-s", "bootstate.system1.priority=20", "-s", "bootstate.system1.remaining_attempts=2", "-s", "color=blue", "-s", "serial=X42"); err != nil {
+			if _, err := o.run("-s", "bootstate.system0.priority=11", "-s", "bootstate.system1.priority=21", "-s", "bootstate.system1.remaining_attempts=2", "-s", "color=blue", "-s", "serial=X42"); err != nil {
 				t.Fatal(err)
 			}
 			theirs := o.load()
@@ -414,7 +414,7 @@ func TestAgreesWithBareboxState(t *testing.T) {
 			}
 			o.save(theirs)
 			for variable, want := range map[string]string{
-				"bootstate.system0.priority": "20", "bootstate.system0.remaining_attempts": "7", "bootstate.system1.priority": "0",
+				"bootstate.system0.priority": "21", "bootstate.system0.remaining_attempts": "7", "bootstate.system1.priority": "0",
 				"bootstate.system1.remaining_attempts": "0", "color": "blue", "serial": "X42", "mac": "02:00:00:00:00:01", "level": "7",
 			} {
 				if got, err := o.run("-g", variable); err != nil || strings.TrimSpace(got) != want {
@@ -471,7 +471,7 @@ func TestCutAgreesWithBareboxState(t *testing.T) {
 		}
 		o.save(s.Image)
 		got, err := o.run("-g", "bootstate.system0.priority")
-		if want := map[bool]string{true: "20", false: "10"}[v.Order[0].Name == "system0"]; err != nil || strings.TrimSpace(got) != want {
+		if want := map[bool]string{true: "21", false: "11"}[v.Order[0].Name == "system0"]; err != nil || strings.TrimSpace(got) != want {
 			t.Errorf("%s: %q, not %s: %v", s, got, want, err)
 		}
 		n++
@@ -557,4 +557,39 @@ func FuzzRead(f *testing.F) {
 			}
 		}
 	})
+}
+
+// What barebox starts, and what it leaves, for what ours wrote and for what nobody did.
+func TestRun(t *testing.T) {
+	all := func(string) bool { return true }
+	for name, c := range map[string]struct {
+		before  *boot.Vars
+		loads   func(string) bool
+		started string
+		after   boot.Vars // empty: what is left counts as lost
+	}{
+		"counts":               {&boot.Vars{Order: []boot.Turn{turn("system1", 3), turn("system0", 9)}}, all, "system1", vars(turn("system1", 2), turn("system0", 9))},
+		"the first is used up": {&boot.Vars{Order: []boot.Turn{turn("system1", 0), turn("system0", 9)}}, all, "system0", vars(turn("system1", 0), turn("system0", 8))},
+		"all are used up":      {&boot.Vars{Order: []boot.Turn{turn("system1", 0), turn("system0", 0)}}, all, "system1", vars(turn("system1", 2), turn("system0", 3))},
+		"one is not started":   {&boot.Vars{Order: []boot.Turn{turn("system1", 1)}}, all, "system1", vars(turn("system1", 0))},
+		"no slot":              {&boot.Vars{}, all, "system0", vars()},
+		"lost":                 {nil, all, "system0", vars()},
+		"does not load":        {&boot.Vars{Order: []boot.Turn{turn("system1", 2), turn("system0", 9)}}, func(n string) bool { return n == "system0" }, "system0", vars(turn("system1", 0), turn("system0", 8))},
+		"nothing loads":        {&boot.Vars{Order: []boot.Turn{turn("system1", 1)}}, func(string) bool { return false }, "", vars(turn("system1", 0))},
+	} {
+		dev := disk.NewMemory(3 * 4096)
+		l, err := New(dev, layout(4096), slots)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.before != nil {
+			if err := l.Write(*c.before); err != nil {
+				t.Fatal(err)
+			}
+		}
+		started, err := Run(dev, layout(4096), slots, c.loads)
+		if v, e := l.Read(); err != nil || (e != nil) != (len(c.after.Order) == 0) || started != c.started || !same(v, c.after) {
+			t.Errorf("%s: starts %q, leaves %+v; %v, %v", name, started, v, err, e)
+		}
+	}
 }
