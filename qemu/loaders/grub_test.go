@@ -12,9 +12,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"lifeboat/boot"
 	"lifeboat/boot/grub"
 	"lifeboat/disk"
+	"lifeboat/disk/crash"
 	"lifeboat/qemu"
 	"lifeboat/qemu/scene"
 )
@@ -102,6 +105,53 @@ func grubStates(t *testing.T, n int) []grubState {
 	return all
 }
 
+// grubCuts are what a power cut leaves of lifeboat's writes, with GRUB's own between them.
+func grubCuts(t *testing.T) (all []grubState) {
+	const second = 8192
+	names := []string{"A", "B"}
+	at := func(d disk.Device) []disk.Device {
+		return []disk.Device{disk.Section(d, 0, grub.Size), disk.Section(d, second, grub.Size)}
+	}
+	read := func(d disk.Device) (copies [2][]byte) {
+		for i, c := range at(d) {
+			copies[i] = make([]byte, grub.Size)
+			if _, err := c.ReadAt(copies[i], 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return copies
+	}
+	r := crash.Record(crash.NewImage(second + grub.Size))
+	l, err := grub.New(at(r), names)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range uint8(3) {
+		order := []boot.Turn{{Name: "A", Tries: 3 - i}, {Name: "B", Tries: 9}}
+		if i == 1 {
+			slices.Reverse(order)
+		}
+		if err := l.Write(boot.Vars{Order: order}); err != nil {
+			t.Fatal(err)
+		}
+		copies := read(r)
+		grub.Run(copies[:], names, func(string) bool { return true })
+		if _, err := r.WriteAt(copies[0], 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	seen := map[string]bool{}
+	r.Trace().States(crash.Options{}, func(s crash.State) bool {
+		copies := read(s.Image)
+		if key := string(copies[0]) + string(copies[1]); !seen[key] {
+			seen[key] = true
+			all = append(all, grubState{copies: copies})
+		}
+		return true
+	})
+	return all
+}
+
 // GRUB itself, on BIOS and on UEFI, does with any environment what boot/grub's model of the script says: it starts the same
 // slot and leaves the same bytes. The script is the one that `lifeboat bootloader grub.cfg` makes, but that a slot's start is
 // a line on the console, after which nothing is saved.
@@ -111,11 +161,13 @@ func TestGRUBModel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := 60
+	states, cuts := grubStates(t, 60), grubCuts(t)
 	if os.Getenv("LIFEBOAT_FAULTS") == "all" {
-		n = 500
+		states = grubStates(t, 400)
+	} else {
+		cuts = every(cuts, 20)
 	}
-	states := grubStates(t, n)
+	states = append(states, cuts...)
 	disk, err := s.LoaderDisk("disk.img", nil, nil, map[string]int64{"rootfs": 4 << 20, "boot": 4 << 20})
 	if err != nil {
 		t.Fatal(err)
@@ -208,8 +260,111 @@ func TestGRUBModel(t *testing.T) {
 					}
 				}
 			}
-			t.Logf("figure: GRUB on %s agrees with its model in %d environments", firmware, len(states))
+			t.Logf("figure: GRUB on %s agrees with its model in %d environments, %d of them left by power cuts", firmware, len(states), len(cuts))
 		})
+	}
+}
+
+// every takes about n of all.
+func every[T any](all []T, n int) (some []T) {
+	for i := 0; i < len(all); i += max(1, len(all)/n) {
+		some = append(some, all[i])
+	}
+	return some
+}
+
+// raucScript does what RAUC's example configuration for GRUB does: one try for each slot, saved as X_TRY.
+const raucScript = `set ORDER="A B"
+set A_OK=0
+set B_OK=0
+set A_TRY=0
+set B_TRY=0
+load_env --file "$prefix/$n"
+set slot=
+for s in $ORDER; do
+  if [ -z "$slot" -a "$s" = A -a "$A_OK" -eq 1 -a "$A_TRY" -eq 0 ]; then set A_TRY=1; set slot=A; fi
+  if [ -z "$slot" -a "$s" = B -a "$B_OK" -eq 1 -a "$B_TRY" -eq 0 ]; then set B_TRY=1; set slot=B; fi
+done
+save_env --file "$prefix/$n" A_TRY B_TRY
+if [ -z "$slot" ]; then set slot=rescue; fi
+echo "STATE $n STARTS $slot."
+`
+
+// With RAUC's own script a slot has one try, and what it leaves is understood: lifeboat writes RAUC's environment as it found it.
+func TestGRUBRauc(t *testing.T) {
+	qemu.NeedKernel(t, "generic")
+	s, err := scene.New(t.TempDir(), scene.Options{Config: scene.LoaderConfig("grub")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	orders := []boot.Vars{
+		{Order: []boot.Turn{{Name: "A", Tries: 1}, {Name: "B", Tries: 1}}},
+		{Order: []boot.Turn{{Name: "B", Tries: 1}, {Name: "A", Tries: 1}}},
+		{Order: []boot.Turn{{Name: "B", Tries: 0}, {Name: "A", Tries: 1}}},
+		{Order: []boot.Turn{{Name: "B", Tries: 1}}},
+		{Order: []boot.Turn{{Name: "A", Tries: 0}, {Name: "B", Tries: 0}}},
+	}
+	open := func(b []byte) (*grub.Loader, disk.Device) {
+		m := disk.NewMemory(int64(len(b)))
+		if _, err := m.WriteAt(b, 0); err != nil {
+			t.Fatal(err)
+		}
+		l, err := grub.New([]disk.Device{m}, []string{"A", "B"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l, m
+	}
+	stock := []byte("# GRUB Environment Block\nORDER=A B\nA_OK=1\nA_TRY=0\nB_OK=1\nB_TRY=0\n")
+	stock = append(stock, bytes.Repeat([]byte("#"), grub.Size-len(stock))...)
+	files := map[string][]byte{
+		"grub/body.cfg": []byte(raucScript),
+		"grub/grub.cfg": []byte("for n in 0 1 2 3 4; do source \"$prefix/body.cfg\"; done\nsleep 100000\n"),
+	}
+	for i, v := range orders {
+		l, m := open(stock)
+		if err := l.Write(v); err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, grub.Size)
+		if _, err := m.ReadAt(b, 0); err != nil {
+			t.Fatal(err)
+		}
+		files[fmt.Sprintf("grub/%d", i)] = b
+	}
+	image, err := s.LoaderDisk("disk.img", files, nil, map[string]int64{"rootfs": 4 << 20, "boot": 4 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.GRUB(image, scene.SeaBIOS); err != nil {
+		t.Fatal(err)
+	}
+	m, err := s.FirmwareMachine(scene.SeaBIOS, image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	vm := scene.Start(t, m)
+	for i, want := range []string{"A", "B", "A", "B", "rescue"} {
+		if got := vm.Expect(scene.Patience, `STATE (\d) STARTS (\w+)\.`); got[1] != fmt.Sprint(i) || got[2] != want {
+			t.Errorf("%s, want %s of state %d", got[0], want, i)
+		}
+	}
+	vm.Cut()
+	for i, v := range orders {
+		b, err := scene.ReadFAT(image, "esp", fmt.Sprintf("grub/%d", i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for n, turn := range v.Order {
+			if turn.Tries > 0 {
+				v.Order[n].Tries = 0
+				break
+			}
+		}
+		l, _ := open(b)
+		if got, err := l.Read(); err != nil || !cmp.Equal(got, v) || l.Most() != 1 {
+			t.Errorf("state %d: read is %v, most %d, want %v: %v", i, got, l.Most(), v, err)
+		}
 	}
 }
 
