@@ -24,13 +24,14 @@ help: ## this list
 setup: ## install what tests and demo need; unpack kernels and peers into build/ (Debian 12, root)
 	@scripts/setup.sh
 
-build: build-amd64 build-arm64 ## bin/{init,bootcount,lifeboat}, and the same for arm64 in bin/linux-arm64/
+build: build-amd64 build-arm64 ## bin/{init,init-raw,bootcount,lifeboat}, and the same for arm64 in bin/linux-arm64/
 
 build-amd64: OUT = bin
 build-arm64: OUT = bin/linux-arm64
 build-amd64 build-arm64: build-%:
 	@mkdir -p $(OUT)
 	GOARCH=$* GOEXPERIMENT=nogreenteagc $(GOBUILD) $(INITFLAGS) -o $(OUT)/init ./cmd/init
+	GOARCH=$* GOEXPERIMENT=nogreenteagc $(GOBUILD) $(INITFLAGS) -gcflags=lifeboat/squashfs= -tags raw -o $(OUT)/init-raw ./cmd/init
 	GOARCH=$* $(GOBUILD) -o $(OUT)/ ./cmd/bootcount ./cmd/lifeboat
 
 test: setup build ## all tests (PKG=./qemu/... TESTFLAGS=-v for some)

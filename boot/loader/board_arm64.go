@@ -1,3 +1,5 @@
+//go:build !raw
+
 package loader
 
 import (

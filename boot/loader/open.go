@@ -1,3 +1,5 @@
+//go:build !raw
+
 package loader
 
 import (
@@ -90,25 +92,6 @@ func partition(b disk.Block) (efi.Partition, error) {
 	}
 	defer whole.Close()
 	return efi.FindPartition(whole, 512, b.Part)
-}
-
-// guarded keeps PID 1 alive: what lies in a loader's place is ours, but a power cut or a hand may have made anything of it.
-type guarded struct{ boot.Loader }
-
-func (g guarded) Read() (v boot.Vars, err error) {
-	defer alive(&err)
-	return g.Loader.Read()
-}
-
-func (g guarded) Write(v boot.Vars) (err error) {
-	defer alive(&err)
-	return g.Loader.Write(v)
-}
-
-func alive(err *error) {
-	if v := recover(); v != nil {
-		*err = fmt.Errorf("the boot loader's place: %v", v)
-	}
 }
 
 func openFAT(b disk.Block) (fs *fat.FS, dev *disk.File, err error) {

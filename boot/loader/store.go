@@ -83,6 +83,25 @@ func inner(l boot.Loader) boot.Loader {
 	return l
 }
 
+// guarded keeps PID 1 alive: what lies in a loader's place is ours, but a power cut or a hand may have made anything of it.
+type guarded struct{ boot.Loader }
+
+func (g guarded) Read() (v boot.Vars, err error) {
+	defer alive(&err)
+	return g.Loader.Read()
+}
+
+func (g guarded) Write(v boot.Vars) (err error) {
+	defer alive(&err)
+	return g.Loader.Write(v)
+}
+
+func alive(err *error) {
+	if v := recover(); v != nil {
+		*err = fmt.Errorf("the boot loader's place: %v", v)
+	}
+}
+
 // Dead is a loader whose place cannot be opened: nothing is known of it, and nothing can be told.
 type Dead struct{ Err error }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"lifeboat/config"
 	"lifeboat/image"
 	"lifeboat/verify"
 )
@@ -56,7 +57,7 @@ and by default it has virtio verity squashfs erofs ext4 watchdog usb.`,
 				o.Spec = string(b)
 			}
 			if o.Init == "" {
-				if o.Init, err = besideExecutable("init"); err != nil {
+				if o.Init, err = besideExecutable(initFor(o.Config)); err != nil {
 					return err
 				}
 			}
@@ -82,7 +83,7 @@ and by default it has virtio verity squashfs erofs ext4 watchdog usb.`,
 	f.StringVar(&o.Kernel, "kernel", "", "root of an unpacked kernel package")
 	f.StringVar(&out, "out", "", "the initramfs")
 	f.StringVar(&spec, "spec", "", "list of files in the form of gen_init_cpio (default: the built-in initramfs.cpio.spec)")
-	f.StringVar(&o.Init, "init", "", `the static program that becomes /init (default: "init" beside this program)`)
+	f.StringVar(&o.Init, "init", "", `the static program that becomes /init (default: beside this program "init", or "init-raw" for bootloader=raw)`)
 	f.StringVar(&features, "features", "", "groups of kernel modules")
 	f.StringArrayVar(&o.Modules, "module", nil, `one more kernel module, with its options after a space (may be repeated)`)
 	require(cmd, "config", "keyring", "kernel", "out")
@@ -114,4 +115,17 @@ func besideExecutable(name string) (string, error) {
 		return "", fmt.Errorf("there is no %s: give --init F", path)
 	}
 	return path, nil
+}
+
+// initFor returns the name of the /init for a configuration: the one that talks to boot loaders, or the one that is smaller
+// without.
+func initFor(conf string) string {
+	if b, err := os.ReadFile(conf); err == nil {
+		if c, err := config.Parse(b); err == nil && c.Bootloader == "raw" {
+			if _, err := besideExecutable("init-raw"); err == nil {
+				return "init-raw"
+			}
+		}
+	}
+	return "init" // what is wrong with the configuration is said by who reads it
 }
