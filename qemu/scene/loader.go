@@ -272,7 +272,11 @@ func (s *Scene) FirmwareMachine(firmware Firmware, image string, sticks ...strin
 
 // LoaderDisk is [Scene.Disk] of a device with a boot loader. esp maps a path in the boot loader's partition to content.
 func (s *Scene) LoaderDisk(name string, esp map[string][]byte, fill map[string]string, sizes map[string]int64) (string, error) {
-	image, err := s.FAT(name+".esp", 40<<20, esp)
+	size := int64(8 << 20)
+	for _, content := range esp {
+		size += int64(len(content))
+	}
+	image, err := s.FAT(name+".esp", max(40<<20, size), esp)
 	if err != nil {
 		return "", err
 	}

@@ -1,0 +1,333 @@
+package story
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"lifeboat/boot/sdboot"
+	"lifeboat/fat"
+	"lifeboat/qemu"
+	"lifeboat/qemu/scene"
+	"lifeboat/qemu/testsystem"
+)
+
+// sdbootDisk makes a disk from which OVMF starts systemd-boot, whose entries are made by `lifeboat bootloader sdboot`.
+func sdbootDisk(t *testing.T, s *scene.Scene, fill string) string {
+	t.Helper()
+	loaders, err := scene.Loaders()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := s.Path("entries")
+	if text, err := exec.Command(filepath.Join(s.Bin, "lifeboat"), "bootloader", "sdboot", "--config", s.Conf, "--out", out,
+		"--cmdline", scene.FirmwareCmdline).CombinedOutput(); err != nil {
+		t.Fatalf("lifeboat bootloader sdboot: %v\n%s", err, text)
+	}
+	from := map[string]string{"EFI/BOOT/BOOTX64.EFI": filepath.Join(loaders, "usr/lib/systemd/boot/efi/systemd-bootx64.efi")}
+	for _, slot := range []string{"A", "B"} {
+		from["EFI/lifeboat/"+slot+"/vmlinuz"], from["EFI/lifeboat/"+slot+"/initramfs"] = filepath.Join(s.Kernel.Root, "vmlinuz"), s.Initrd
+	}
+	err = filepath.WalkDir(out, func(file string, e os.DirEntry, err error) error {
+		if err == nil && !e.IsDir() {
+			name, _ := filepath.Rel(out, file)
+			from[name] = file
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	esp := map[string][]byte{}
+	for name, file := range from {
+		if esp[name], err = os.ReadFile(file); err != nil {
+			t.Fatal(err)
+		}
+	}
+	image, err := s.LoaderDisk("template.img", esp, map[string]string{"A": fill}, map[string]int64{"rootfs": slotSize})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return image
+}
+
+// needTime skips what takes minutes, unless it is asked for.
+func needTime(t *testing.T) {
+	t.Helper()
+	if os.Getenv("LIFEBOAT_LOADERS") != "all" {
+		t.Skip("UEFI takes minutes under emulation: LIFEBOAT_LOADERS=all")
+	}
+}
+
+// systemd-boot counts, and each slot goes on with its own kernel: an update that is good, one that never says so and one
+// that panics.
+func TestSdboot(t *testing.T) {
+	needTime(t)
+	qemu.NeedKernel(t, "generic")
+	s, err := scene.New(filepath.Join(workDir, fileName(t)), scene.Options{Config: map[string]string{"system bootloader": "sdboot"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &staged{Scene: s}
+	image := sdbootDisk(t, s, d.bundle(t, "1.0.raucb", "1.0", testsystem.Good, testsystem.Options{}, scene.BundleOptions{}))
+	m, err := s.FirmwareMachine(scene.OVMF, image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	vm := scene.Start(t, m)
+	vm.Expect(scene.Patience, `lifeboat: boot 1 slot rootfs\.0 \(A\) version 1\.0`)
+	if v := vm.Ready(); v != "1.0" {
+		t.Fatalf("version %s", v)
+	}
+	vm.PlugStick(qemu.Stick{Name: "good", File: d.update(t, "2.0", testsystem.Good, testsystem.Options{}, scene.BundleOptions{})})
+	vm.Reset()
+	vm.Expect(scene.Patience, `lifeboat: restarting into slot B`)
+	vm.Expect(scene.Patience, `lifeboat: boot \d+ slot rootfs\.1 \(B\) version 2\.0 trial tries=2\n`)
+	if v := vm.Ready(); v != "2.0" {
+		t.Fatalf("version %s", v)
+	}
+	vm.PlugStick(qemu.Stick{Name: "silent", File: d.update(t, "3.0", testsystem.Silent, testsystem.Options{}, scene.BundleOptions{})})
+	vm.Reset()
+	vm.Expect(scene.Patience, `lifeboat: restarting into slot A`)
+	for tries := 2; tries >= 0; tries-- {
+		vm.Expect(scene.Patience, fmt.Sprintf(`lifeboat: boot \d+ slot rootfs\.0 \(A\) version 3\.0 trial tries=%d\n`, tries))
+	}
+	vm.Expect(scene.Patience, `lifeboat: fallback from A to B reason=exhausted\n`)
+	vm.Expect(scene.Patience, `lifeboat: boot \d+ slot rootfs\.1 \(B\) version 2\.0 confirmed\n`)
+	if v := vm.Ready(); v != "2.0" {
+		t.Fatalf("version %s", v)
+	}
+	if b := slot(vm.Status(), "B"); !b.Good || b.Tries != 8 {
+		t.Errorf("B: %+v", b)
+	}
+	esp, err := scene.Partition(image, "esp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := fat.Open(bytes.NewReader(esp), int64(len(esp)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := sdboot.New(sdboot.Unmounted{FS: f}, nil, []string{"A", "B"}).Read()
+	if err != nil || len(v.Order) != 2 || v.Order[0].Name != "B" || v.Order[0].Tries != 8 || v.Order[1].Tries != 0 {
+		t.Errorf("systemd-boot is told %v, %v", v, err)
+	}
+}
+
+// The firmware alone starts the kernel of a slot's own boot partition: once by BootNext, for good by BootOrder. It starts
+// the first time from its removable path, and the entries are made then.
+func TestEFI(t *testing.T) {
+	needTime(t)
+	qemu.NeedKernel(t, "generic")
+	o := scene.LoaderConfig("efi")
+	for _, n := range []string{"0", "1"} {
+		o["slot.rootfs."+n+" efi-cmdline"] = `initrd=\\initramfs ` + scene.FirmwareCmdline
+	}
+	s, err := scene.New(filepath.Join(workDir, fileName(t)), scene.Options{Config: o})
+	if err != nil {
+		t.Fatal(err)
+	}
+	kernel, err := os.ReadFile(filepath.Join(s.Kernel.Root, "vmlinuz"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	initrd, err := os.ReadFile(s.Initrd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	boot, err := s.FAT("boot.img", int64(len(kernel)+len(initrd))+2<<20, map[string][]byte{scene.KernelFile: kernel, scene.InitrdFile: initrd})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &staged{Scene: s}
+	with := scene.BundleOptions{With: map[string]string{"boot": boot}}
+	image, err := s.LoaderDisk("template.img", map[string][]byte{"EFI/BOOT/BOOTX64.EFI": unified(t, s, "A")},
+		map[string]string{"A": d.bundle(t, "1.0.raucb", "1.0", testsystem.Good, testsystem.Options{Files: efibootmgr(t)}, with)}, map[string]int64{"rootfs": slotSize})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := s.FirmwareMachine(scene.OVMF, image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	vm := scene.Start(t, m)
+	vm.Expect(scene.Patience, `starting Boot\d{4} "UEFI Misc Device"`)
+	vm.Expect(scene.Patience, `lifeboat: boot 1 slot rootfs\.0 \(A\) version 1\.0`)
+	vm.Ready()
+	vm.Reset()
+	vm.Expect(scene.Patience, `starting Boot\d{4} "A" from HD\(`)
+	vm.Expect(scene.Patience, `lifeboat: boot 2 slot rootfs\.0 \(A\) version 1\.0`)
+	vm.Ready()
+	if out := vm.Run("/usr/bin/efibootmgr"); !regexp.MustCompile(`BootCurrent: (\w{4})\n(?s:.*)BootOrder: (\w{4}),(\w{4})`).MatchString(out) ||
+		!regexp.MustCompile(`(?m)^Boot0003\* A\b`).MatchString(out) || !regexp.MustCompile(`(?m)^Boot0004\* B\b`).MatchString(out) {
+		t.Errorf("efibootmgr says\n%s", out)
+	}
+	vm.PlugStick(qemu.Stick{Name: "good", File: d.update(t, "2.0", testsystem.Good, testsystem.Options{}, with)})
+	vm.Reset()
+	vm.Expect(scene.Patience, `lifeboat: restarting into slot B`)
+	vm.Expect(scene.Patience, `starting Boot\d{4} "B" from HD\(`)
+	vm.Expect(scene.Patience, `lifeboat: boot \d+ slot rootfs\.1 \(B\) version 2\.0 trial tries=2\n`)
+	vm.Ready()
+	vm.Reset()
+	vm.Expect(scene.Patience, `starting Boot\d{4} "B" from HD\(`) // by BootOrder
+	vm.Expect(scene.Patience, `lifeboat: boot \d+ slot rootfs\.1 \(B\) version 2\.0 confirmed\n`)
+	vm.Ready()
+	vm.PlugStick(qemu.Stick{Name: "silent", File: d.update(t, "3.0", testsystem.Silent, testsystem.Options{}, with)})
+	vm.Reset()
+	vm.Expect(scene.Patience, `lifeboat: restarting into slot A`)
+	for tries := 2; tries >= 0; tries-- {
+		vm.Expect(scene.Patience, fmt.Sprintf(`lifeboat: boot \d+ slot rootfs\.0 \(A\) version 3\.0 trial tries=%d\n`, tries))
+	}
+	vm.Expect(scene.Patience, `lifeboat: fallback from A to B reason=exhausted\n`)
+	vm.Expect(scene.Patience, `lifeboat: boot \d+ slot rootfs\.1 \(B\) version 2\.0 confirmed\n`)
+	if v := vm.Ready(); v != "2.0" {
+		t.Fatalf("version %s", v)
+	}
+}
+
+// efibootmgr is the tool of this machine with its libraries.
+func efibootmgr(t *testing.T) map[string]string {
+	t.Helper()
+	out, err := exec.Command("ldd", "/usr/bin/efibootmgr").Output()
+	if err != nil {
+		t.Skipf("efibootmgr is not installed: make setup (%v)", err)
+	}
+	files := map[string]string{"/usr/bin/efibootmgr": "/usr/bin/efibootmgr"}
+	for _, lib := range regexp.MustCompile(`(?m)(/\S+) \(0x`).FindAllStringSubmatch(string(out), -1) {
+		files[lib[1]] = lib[1]
+	}
+	return files
+}
+
+// unified makes a unified kernel image of the scene's kernel and initramfs, for a slot.
+func unified(t *testing.T, s *scene.Scene, slot string) []byte {
+	t.Helper()
+	loaders, err := scene.Loaders()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmdline, out := s.Path("cmdline"), s.Path("unified.efi")
+	if err := os.WriteFile(cmdline, []byte(scene.FirmwareCmdline+" rauc.slot="+slot), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var args []string
+	for _, section := range [][3]string{
+		{".osrel", "/etc/os-release", "0x20000"},
+		{".cmdline", cmdline, "0x30000"},
+		{".linux", filepath.Join(s.Kernel.Root, "vmlinuz"), "0x2000000"},
+		{".initrd", s.Initrd, "0x3000000"},
+	} {
+		args = append(args, "--add-section", section[0]+"="+section[1], "--change-section-vma", section[0]+"="+section[2])
+	}
+	args = append(args, filepath.Join(loaders, "usr/lib/systemd/boot/efi/linuxx64.efi.stub"), out)
+	if text, err := exec.Command("objcopy", args...).CombinedOutput(); err != nil {
+		t.Fatalf("objcopy: %v\n%s", err, text)
+	}
+	b, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// The real systemd-boot starts what the model does, and leaves the names that it does: in what this program writes, and in
+// what a cut, a person or other tools leave.
+func TestSdbootModel(t *testing.T) {
+	needTime(t)
+	qemu.NeedKernel(t, "generic")
+	s := scene.At(t.TempDir(), "", qemu.Kernel{})
+	loaders, err := scene.Loaders()
+	if err != nil {
+		t.Fatal(err)
+	}
+	loader, err := os.ReadFile(filepath.Join(loaders, "usr/lib/systemd/boot/efi/systemd-bootx64.efi"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	esp := map[string][]byte{"EFI/BOOT/BOOTX64.EFI": loader, "loader/loader.conf": []byte("timeout 0\n")}
+	names := []string{"A", "B"}
+	for _, slot := range names { // what is started says so, and restarts
+		cfg, out := s.Path(slot+".cfg"), s.Path(slot+".efi")
+		text := "serial --unit=0 --speed=115200\nterminal_output serial\necho STARTED " + slot + "\nreboot\n"
+		if err := os.WriteFile(cfg, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if text, err := exec.Command("grub-mkimage", "-O", "x86_64-efi", "-o", out, "-p", "/", "-c", cfg, "echo", "serial", "terminal", "reboot").CombinedOutput(); err != nil {
+			t.Fatalf("grub-mkimage: %v\n%s", err, text)
+		}
+		if esp["EFI/lifeboat/"+slot+".efi"], err = os.ReadFile(out); err != nil {
+			t.Fatal(err)
+		}
+	}
+	chains := []struct {
+		starts int
+		files  []string
+	}{
+		{6, []string{"53-B+3-0.conf", "52-A+2-0.conf", "00-A.off", "00-B.off"}}, // and on when nothing has tries left
+		{4, []string{"53-B+1-0.conf", "51-B.conf", "52-A+1-0.conf", "00-B.off"}},
+		{3, []string{"52-A.conf", "53-B+0-3.conf"}},
+		{7, []string{"52-A+2.conf", "53-b+4-7.conf"}},
+		{9, []string{"99-A+1-0.conf", "00-B+9-0.conf", "00-A.off"}},
+		{3, []string{"52-A+2-1.conf", "53-B+3-0.off"}},
+		{5, []string{"10-A+2-9.conf", "09-B+2-99.conf"}},
+		{4, []string{"53-B+0-1.conf", "54-A+0-1.conf"}},
+		{12, []string{"50-A+9-0.conf", "60-B+2-0.conf"}},
+	}
+	states := 0
+	for i, chain := range chains {
+		for _, f := range chain.files {
+			slot := strings.ToUpper(f[3:4])
+			esp["loader/entries/"+f] = []byte("title " + slot + "\nsort-key 0\nefi /EFI/lifeboat/" + slot + ".efi\n")
+		}
+		image, err := s.FAT(fmt.Sprintf("esp.%d", i), 40<<20, esp)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range chain.files {
+			delete(esp, "loader/entries/"+f)
+		}
+		m, err := s.FirmwareMachine(scene.OVMF, image)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.NoReboot = true
+		var vm *qemu.Device
+		files := chain.files
+		for range chain.starts {
+			want, after := sdboot.Run(files, names)
+			if vm == nil {
+				vm = qemu.Test(t, m)
+			} else {
+				vm.PowerOn()
+			}
+			got := vm.Expect(scene.Patience, `STARTED ([AB])`)[1]
+			vm.Off(scene.Patience)
+			b, err := os.ReadFile(image)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f, err := fat.Open(bytes.NewReader(b), int64(len(b)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			now, err := sdboot.Unmounted{FS: f}.Names()
+			if err != nil {
+				t.Fatal(err)
+			}
+			slices.Sort(now)
+			after = slices.Sorted(slices.Values(after))
+			if got != want || !slices.EqualFunc(now, after, strings.EqualFold) {
+				t.Errorf("%q: starts %s and leaves %q, the model %s and %q", files, got, now, want, after)
+			}
+			states++
+			files = now
+		}
+	}
+	t.Logf("figure: systemd-boot: %d states as its model says", states)
+}
