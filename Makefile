@@ -35,7 +35,7 @@ build-amd64 build-arm64: build-%:
 	GOARCH=$* $(GOBUILD) -o $(OUT)/ ./cmd/bootcount ./cmd/lifeboat
 
 test: setup build ## all tests (PKG=./qemu/... TESTFLAGS=-v for some)
-	$(GO) test -count=1 -timeout 45m $(TESTFLAGS) $(PKG)
+	$(GO) test -count=1 -timeout 60m $(TESTFLAGS) $(PKG)
 
 lint: ## gofumpt, go vet (amd64, arm64), staticcheck, govulncheck
 	@files=$$($(GO) tool gofumpt -l $$(git ls-files '*.go')); [ -z "$$files" ] || { echo "gofumpt -w $$files"; exit 1; }
