@@ -139,6 +139,16 @@ func (d *draft) render(from string) []byte {
 // maxFile bounds what is read of a file: no configuration is larger.
 const maxFile = 256 << 10
 
+// first returns the first of these files that is there.
+func (d *draft) first(names ...string) (file string, b []byte, err error) {
+	for _, file := range names {
+		if b, err := d.read(file); b != nil || err != nil {
+			return file, b, err
+		}
+	}
+	return "", nil, errors.New("there is no " + names[0] + " below " + d.dir)
+}
+
 // read returns a file below dir, nil where it is not there.
 func (d *draft) read(name string) ([]byte, error) {
 	root, err := os.OpenRoot(d.dir)

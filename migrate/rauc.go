@@ -55,18 +55,9 @@ func yes(v string) bool { return v == "true" || v == "1" }
 
 // rauc reads RAUC's system.conf, from the first of the folders that RAUC looks into.
 func (d *draft) rauc() error {
-	file, b := "", []byte(nil)
-	for _, file = range []string{"etc/rauc/system.conf", "run/rauc/system.conf", "usr/lib/rauc/system.conf", "system.conf"} {
-		var err error
-		if b, err = d.read(file); err != nil {
-			return err
-		}
-		if b != nil {
-			break
-		}
-	}
-	if b == nil {
-		return errors.New("there is no etc/rauc/system.conf below " + d.dir)
+	file, b, err := d.first("etc/rauc/system.conf", "run/rauc/system.conf", "usr/lib/rauc/system.conf", "system.conf")
+	if err != nil {
+		return err
 	}
 	groups, err := keyFile(b)
 	if err != nil {

@@ -1,7 +1,6 @@
 package migrate
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -11,18 +10,9 @@ import (
 // swupdate reads swupdate.cfg, hwrevision, and a sw-description where somebody put one beside them: SWUpdate's own
 // configuration does not say where the copies of the system lie.
 func (d *draft) swupdate() error {
-	file, b := "", []byte(nil)
-	for _, file = range []string{"etc/swupdate.cfg", "etc/swupdate/swupdate.cfg", "swupdate.cfg"} {
-		var err error
-		if b, err = d.read(file); err != nil {
-			return err
-		}
-		if b != nil {
-			break
-		}
-	}
-	if b == nil {
-		return errors.New("there is no etc/swupdate.cfg below " + d.dir)
+	file, b, err := d.first("etc/swupdate.cfg", "etc/swupdate/swupdate.cfg", "swupdate.cfg")
+	if err != nil {
+		return err
 	}
 	conf, err := libconfig(b)
 	if err != nil {
