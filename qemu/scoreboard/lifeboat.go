@@ -212,6 +212,7 @@ func (s lifeboat) places() map[string]int64 {
 	at := map[string]int64{"record 1": 0, "record 2": stateSize - boot.RecordSize}
 	if s.loader != nil {
 		at["variables 1"], at["variables 2"] = stateSize, stateSize+64<<10
+		at["second of three"], at["third of three"] = stateSize+4<<10, stateSize+8<<10 // barebox's three lie together
 	}
 	return at
 }

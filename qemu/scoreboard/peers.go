@@ -465,6 +465,8 @@ done
 			"boot, boot/grub and the model of lifeboat's grub.cfg over crash.Recorder; the virtual device asks GRUB whether the model is right", powercut.Loaders["grub"]),
 		own("lifeboat-uboot", "lifeboat, U-Boot, simulated", "raw partition, and two environments of 4 KiB",
 			"boot, boot/uboot and the model of lifeboat's boot.scr over crash.Recorder; the virtual device asks U-Boot whether the model is right", powercut.Loaders["uboot"]),
+		own("lifeboat-barebox", "lifeboat, barebox, simulated", "raw partition, and three copies of 4 KiB",
+			"boot, boot/barebox and a model of bootchooser over crash.Recorder; no barebox was asked whether the model is right", powercut.Loaders["barebox"]),
 	)
 }
 
