@@ -23,6 +23,9 @@ type Turn struct {
 // ErrNoVars means that a boot loader's own place holds nothing that it would go by: it starts what it does by default.
 var ErrNoVars = errors.New("the boot loader's variables are lost")
 
+// ErrUntold means that a State is durable, and the boot loader could not be told.
+var ErrUntold = errors.New("the boot loader could not be told")
+
 // Loader is the place where one boot loader keeps its variables, in its own format.
 type Loader interface {
 	// Read returns what the loader will do next. Errors wrap ErrNoVars where nothing valid is there; any other error: the

@@ -335,7 +335,9 @@ func (d *Device) change(on disk.Device, each func(boot.State), how func(boot.Sta
 	if s, err = how(s); err != nil {
 		return err
 	}
-	_, err = (&toldStore{store, each}).Commit(s)
+	if _, err = (&toldStore{store, each}).Commit(s); errors.Is(err, boot.ErrUntold) {
+		err = nil // it is said, and the record stands
+	}
 	return err
 }
 
@@ -357,7 +359,7 @@ type toldStore struct {
 
 func (s *toldStore) Commit(st boot.State) (boot.State, error) {
 	next, err := s.Store.Commit(st)
-	if err == nil && s.each != nil {
+	if (err == nil || errors.Is(err, boot.ErrUntold)) && s.each != nil {
 		s.each(next)
 	}
 	return next, err

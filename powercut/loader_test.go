@@ -1,6 +1,7 @@
 package powercut
 
 import (
+	"errors"
 	"maps"
 	"slices"
 	"testing"
@@ -109,3 +110,33 @@ func (c *counted) Write(v boot.Vars) error {
 	*c.n++
 	return c.Loader.Write(v)
 }
+
+// A loader that cannot be told costs a device its updates, not its system: what runs goes on, also on trial, and nothing is
+// written that the loader would have to know of.
+func TestLoaderIsDeaf(t *testing.T) {
+	l := Loaders["grub"]
+	deaf := &Loader{Start: l.Start, Open: func(area disk.Device, names []string) (boot.Loader, error) {
+		o, err := l.Open(area, names)
+		return deafLoader{o}, err
+	}}
+	k := newKit(t, map[string]string{"system bootloader": "grub"})
+	image := k.disk(map[string]string{"A": k.bundle("1", 0, Healthy)})
+	d := k.device(image, nil)
+	d.Loader, d.policy.Most = deaf, 9
+	d.Stick = k.stick(k.bundle("2", 0, Healthy))
+	r := crash.Record(image)
+	w := d.Over(r, nil)
+	for n := range 3 {
+		b, _, well := w.Boot(status.None)
+		if k.must(w.Err()); !well || b.Slot != "rootfs.0" {
+			t.Fatalf("boot %d: %+v", n, b)
+		}
+		if n == 1 && (len(b.Report.Refused) != 1 || b.Report.Refused[0].Code != 40) {
+			t.Errorf("boot %d refuses %v", n, b.Report.Refused)
+		}
+	}
+}
+
+type deafLoader struct{ boot.Loader }
+
+func (deafLoader) Write(boot.Vars) error { return errors.New("no") }

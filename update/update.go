@@ -113,6 +113,7 @@ type Device struct {
 	state    boot.State
 	facts    boot.Facts
 	geometry map[string]slots.Facts
+	untold   bool  // the boot loader may start what the record does not want
 	readErr  error // why the record could not be loaded, nil when it was
 }
 
@@ -224,6 +225,10 @@ func (d *Device) commit(s boot.State) bool {
 		return false
 	}
 	next, err := d.Store.Commit(boot.Stamp(s, d.Clock.Now()))
+	if d.untold = errors.Is(err, boot.ErrUntold); d.untold {
+		d.note(err.Error())
+		err = nil
+	}
 	if err != nil {
 		d.note(fmt.Sprintf("the boot state cannot be written: %v", err))
 		d.facts.ReadOnly = true
@@ -567,14 +572,17 @@ const (
 // keep commits a step of an install. In rescue a device whose state partition is dead is repaired all the same: the
 // slot says itself what it is.
 func (d *Device) keep(o offer, s boot.State, rescue bool) bool {
-	if d.commit(s) {
+	written := d.commit(s)
+	if written && (!d.untold || s.Install.Target == "") {
 		return true
 	}
 	if !rescue {
-		d.refuse(o.Path, codeIO, "the boot state cannot be written")
+		d.refuse(o.Path, codeIO, "the boot state cannot be written, or the boot loader not be told")
 		return false
 	}
-	d.state = s
+	if !written {
+		d.state = s
+	}
 	return true
 }
 

@@ -37,8 +37,8 @@ func (s *Store) Load() (boot.State, boot.LoaderView, error) {
 	return st, view, err
 }
 
-// Commit makes st durable, then tells the loader. After an error of the second step the record holds st, and the next
-// boot tells the loader again; the caller must not rely on what the loader does until then.
+// Commit makes st durable, then tells the loader. Where that fails the error is a boot.ErrUntold: the record holds st, each
+// later commit tells the loader again, and nobody may rely on what the loader does until then.
 func (s *Store) Commit(st boot.State) (boot.State, error) {
 	st.Told = boot.Vars{}
 	if s.seen != nil {
@@ -54,7 +54,7 @@ func (s *Store) Commit(st boot.State) (boot.State, error) {
 	}
 	if err := s.Loader.Write(want); err != nil {
 		s.seen = nil
-		return next, fmt.Errorf("tell the boot loader: %w", err)
+		return next, fmt.Errorf("%w: %w", boot.ErrUntold, err)
 	}
 	s.seen = &want
 	return next, nil

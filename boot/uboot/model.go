@@ -20,11 +20,12 @@ func Run(copies [2][]byte, size int, names []string, loads func(name string) boo
 		}
 	}
 	kept := map[string]string{}
-	words := strings.Fields(env.Vars["BOOT_ORDER"])
-	if words != nil {
-		kept["BOOT_ORDER"] = env.Vars["BOOT_ORDER"]
-	} else {
-		words = names // and it is not saved: it is early boot's to say
+	if order := env.Vars["BOOT_ORDER"]; order != "" {
+		kept["BOOT_ORDER"] = order // else it is not saved: it is early boot's to say
+	}
+	words := strings.Fields(kept["BOOT_ORDER"])
+	if len(words) == 0 {
+		words = names
 	}
 	for _, name := range names {
 		kept[orderName(name)] = env.Vars[orderName(name)]
@@ -52,7 +53,7 @@ func Run(copies [2][]byte, size int, names []string, loads func(name string) boo
 			return name, after
 		}
 	}
-	for _, name := range append(words, names...) {
+	for _, name := range slices.Concat(words, names) {
 		if slices.Contains(names, name) && loads(name) {
 			return name, after
 		}
