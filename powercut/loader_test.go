@@ -36,12 +36,18 @@ func loaderScenarios(t *testing.T) (all []scenario) {
 			add("first install", d, disk, Want{Version: "2"}, nil)
 
 			both := k.settled(d, disk, "2")
+			bare := *d
+			bare.Stick = nil
+			lost := both.Clone()
+			lost.WriteAt(make([]byte, 128<<10), d.Part(loaderPart).Off)
+			add("variables lost", &bare, lost, Want{Version: "2"}, nil)
+			if name != "grub" && *states <= 1_000_000 {
+				continue // their formats have crash tests of their own
+			}
 			d3 := *d
 			d3.Stick = k.stick(k.bundle("3", 0, Healthy))
 			add("install over an older system", &d3, both, Want{Version: "3"}, nil)
 
-			bare := *d
-			bare.Stick = nil
 			add("next", &bare, both, Want{Version: "2"}, func(w *Watch) {
 				if err := w.d.SayNext(w, "rootfs.0", w.committed); err != nil {
 					t.Error(err)
@@ -49,9 +55,6 @@ func loaderScenarios(t *testing.T) (all []scenario) {
 				w.Boot(status.None)
 				w.Boot(status.None)
 			})
-			lost := both.Clone()
-			lost.WriteAt(make([]byte, 128<<10), d.Part(loaderPart).Off)
-			add("variables lost", &bare, lost, Want{Version: "2"}, nil)
 		}
 		{
 			k := newKit(t, conf)
