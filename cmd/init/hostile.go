@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lifeboat/confine"
+	"lifeboat/update"
 	"lifeboat/update/crew"
 )
 
