@@ -55,6 +55,7 @@ exit $code
 // Stock RAUC installs from the running system of a device that GRUB starts, with its own GRUB backend. Without the handler the
 // slot that it wrote is refused, and the device goes on; with it the slot is sealed, started and confirmed.
 func TestRAUCInstalls(t *testing.T) {
+	t.Parallel()
 	qemu.NeedKernel(t, "generic")
 	busybox, err := filepath.Abs("../../build/peers/bin/busybox")
 	if err != nil {

@@ -72,6 +72,7 @@ func ubootSays(t *testing.T, disk, order, a, b string) {
 // U-Boot chooses and counts, and each slot goes on with its own kernel: an update that is good, one that never says so,
 // the variables lost, both slots dead.
 func TestUBoot(t *testing.T) {
+	t.Parallel()
 	d, boot := ubootScene(t)
 	image := d.disk(t, "uboot")
 	m, err := d.FirmwareMachine(scene.UBoot, image)
