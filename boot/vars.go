@@ -173,6 +173,7 @@ func Hear(s State, view LoaderView, p Policy) (State, Heard) {
 	}
 	used, ok := s.Vars(p).used(seen, p.Most)
 	before, fits := s.Told.used(seen, p.Most)
+	fits = fits && len(s.Told.Order) > 0
 	if started != "" && before[started] == 0 && slices.ContainsFunc(s.Told.Order, func(t Turn) bool { return t.Tries > 0 }) {
 		fits = false // it counts each start
 	}
