@@ -36,7 +36,7 @@ func (d *Device) repair(ctx context.Context) {
 		d.repairFailed(target, fmt.Errorf("slot %s is not right itself", d.Name(source)), false)
 		return
 	}
-	if !d.commit(boot.NoteRepair(d.state, target, d.Policy)) || d.untold {
+	if !d.binds(boot.NoteRepair(d.state, target, d.Policy)) {
 		return
 	}
 	d.note(status.RepairingLine(d.Name(target), d.Name(source)))

@@ -215,11 +215,11 @@ func (d *Device) locked(do func() error) error {
 }
 
 func (d *Device) reload() error {
-	s, _, err := d.Store.Load()
+	s, view, err := d.Store.Load()
 	if err != nil {
 		return fmt.Errorf("read the boot state: %w", err)
 	}
-	d.state = s
+	d.state, _ = boot.Hear(s, view, d.Policy)
 	return nil
 }
 
@@ -235,7 +235,7 @@ func (d *Device) amend(change func(boot.State) (boot.State, bool)) bool {
 			}
 		}
 		s, ok := change(d.state)
-		if !ok || !d.commit(s) {
+		if !ok || !d.binds(s) {
 			return errUnchanged
 		}
 		return nil

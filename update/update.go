@@ -238,6 +238,12 @@ func (d *Device) commit(s boot.State) bool {
 	return true
 }
 
+// binds is commit, and false too where s notes an install of which the boot loader could not be told: it may still start the
+// target, which must not be touched then.
+func (d *Device) binds(s boot.State) bool {
+	return d.commit(s) && (!d.untold || s.Install.Target == "")
+}
+
 // look reads seals; whole reads slots whole.
 func (d *Device) look(ctx context.Context, names []string) {
 	for _, slot := range names {
@@ -572,15 +578,14 @@ const (
 // keep commits a step of an install. In rescue a device whose state partition is dead is repaired all the same: the
 // slot says itself what it is.
 func (d *Device) keep(o offer, s boot.State, rescue bool) bool {
-	written := d.commit(s)
-	if written && (!d.untold || s.Install.Target == "") {
+	if d.binds(s) {
 		return true
 	}
 	if !rescue {
 		d.refuse(o.Path, codeIO, "the boot state cannot be written, or the boot loader not be told")
 		return false
 	}
-	if !written {
+	if d.facts.ReadOnly {
 		d.state = s
 	}
 	return true

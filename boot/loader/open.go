@@ -19,9 +19,8 @@ import (
 
 // Place is where the variables of a boot loader are found on this machine.
 type Place struct {
-	Block   disk.Block            // that [bootloader] device= means
-	Slots   map[string]disk.Block // by name
-	EFIVars efi.Dir
+	Block disk.Block            // that [bootloader] device= means
+	Slots map[string]disk.Block // by name
 	// Where the file system on Block is mounted: how its files are opened, and the folder of systemd-boot's entries. nil
 	// where it is not: then files are written in place.
 	File   func(path string) (disk.Device, error)
@@ -30,6 +29,7 @@ type Place struct {
 
 // Open opens the place of the configured boot loader. What it opens stays open: it is needed as long as the program runs.
 func Open(c *config.Config, at Place) (l boot.Loader, err error) {
+	defer alive(&err)
 	var names []string
 	for _, s := range c.BootSlots() {
 		names = append(names, s.Bootname)
@@ -37,7 +37,7 @@ func Open(c *config.Config, at Place) (l boot.Loader, err error) {
 	switch c.Bootloader {
 	case "grub":
 		var env []disk.Device
-		if env, err = copies(c, at, []string{grub.File, grub.Shadow}, 1024); err == nil {
+		if env, err = copies(c, at, []string{grub.File, grub.Shadow}, grub.Size); err == nil {
 			l, err = grub.New(env, names)
 		}
 	case "uboot":
@@ -54,13 +54,13 @@ func Open(c *config.Config, at Place) (l boot.Loader, err error) {
 			}
 			dir = sdboot.Unmounted{FS: fs}
 		}
-		l = sdboot.New(dir, at.EFIVars, names)
+		l = sdboot.New(dir, variables(), names)
 	case "efi":
 		var slots []efi.Slot
 		for _, b := range c.BootSlots() {
 			slots = append(slots, efi.Slot{Name: b.Bootname, File: cmp.Or(b.EFILoader, `\vmlinuz`), Args: cmp.Or(b.EFICmdline, `initrd=\initramfs`)})
 		}
-		l = efi.New(at.EFIVars, slots, func(name string) (efi.Partition, error) { return partition(kernelOf(c, at, name)) })
+		l = efi.New(variables(), slots, func(name string) (efi.Partition, error) { return partition(kernelOf(c, at, name)) })
 	case "barebox", "raspberrypi":
 		l, err = board(c, at, names)
 	default:
@@ -70,6 +70,12 @@ func Open(c *config.Config, at Place) (l boot.Loader, err error) {
 		return nil, err
 	}
 	return guarded{l}, nil
+}
+
+// variables are the firmware's. Where they are not there, who reads them says so.
+func variables() efi.Dir {
+	_ = efi.Efivars.Mount()
+	return efi.Efivars
 }
 
 // kernelOf finds the partition with a slot's kernel: the one of the slot that goes with it and is not mounted, else the boot
@@ -95,7 +101,6 @@ func partition(b disk.Block) (efi.Partition, error) {
 }
 
 func openFAT(b disk.Block) (fs *fat.FS, dev *disk.File, err error) {
-	defer alive(&err)
 	if dev, err = disk.Open(b.Path(), true); err == nil {
 		fs, err = fat.Open(dev, dev.Size())
 	}
@@ -117,10 +122,13 @@ func copies(c *config.Config, at Place, files []string, size int64) (out []disk.
 	}
 	if len(l.Offsets) > 0 {
 		dev, err := disk.Open(at.Block.Path(), true)
+		if err != nil {
+			return nil, err
+		}
 		for _, off := range l.Offsets {
 			out = append(out, disk.Section(dev, off, size))
 		}
-		return out, err
+		return out, nil
 	}
 	open := at.File
 	if open == nil {
@@ -133,7 +141,6 @@ func copies(c *config.Config, at Place, files []string, size int64) (out []disk.
 			return &inFAT{f, dev}, err
 		}
 	}
-	defer alive(&err)
 	for _, file := range files {
 		f, err := open(file)
 		if err != nil {

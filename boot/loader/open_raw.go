@@ -6,16 +6,14 @@ import (
 	"errors"
 
 	"lifeboat/boot"
-	"lifeboat/boot/efi"
 	"lifeboat/config"
 	"lifeboat/disk"
 )
 
 // Place is where the variables of a boot loader are found on this machine.
 type Place struct {
-	Block   disk.Block
-	Slots   map[string]disk.Block
-	EFIVars efi.Dir
+	Block disk.Block
+	Slots map[string]disk.Block
 }
 
 // Open is that of an /init for devices without a boot loader that chooses, which is 20 KB smaller in the initramfs.

@@ -137,11 +137,7 @@ func (p *patient) rauc() finding {
 		return finding{}
 	}
 	handler := ""
-	for line := range strings.Lines(string(conf)) {
-		if key, value, ok := strings.Cut(line, "="); ok && strings.TrimSpace(key) == "post-install" {
-			handler = strings.TrimSpace(value)
-		}
-	}
+	eachSaid(conf, "post-install", func(_, value string) { handler = value })
 	for _, name := range resized(conf) {
 		if s, ok := p.cfg.SlotByName(name); ok && (s.Bootname != "" || s.Parent != "") {
 			f.text, f.fix = "RAUC grows the file system in "+name+" over the place of hash tree and seal", "remove resize=true from [slot."+name+"] of RAUC's system.conf"

@@ -9,7 +9,6 @@ import (
 
 	"lifeboat/boot"
 	"lifeboat/boot/custom"
-	"lifeboat/boot/efi"
 	"lifeboat/boot/loader"
 	"lifeboat/boot/raw"
 	"lifeboat/boot/sdboot"
@@ -37,7 +36,7 @@ func (s *session) loader() (boot.Loader, error) {
 		}
 		return custom.New(s.cfg.Loader.Program, s.policy.Bootnames), nil
 	}
-	at := loader.Place{EFIVars: efi.Efivars}
+	at := loader.Place{}
 	blocks, err := disk.Blocks("/sys")
 	if err != nil {
 		return nil, err
@@ -47,9 +46,6 @@ func (s *session) loader() (boot.Loader, error) {
 	}
 	if at.Block, err = beside(s.cfg.Loader.Device, blocks, s.report.Booted); err != nil && s.cfg.Bootloader != "efi" {
 		return nil, err
-	}
-	if s.cfg.Bootloader == "efi" || s.cfg.Bootloader == "sdboot" {
-		_ = at.EFIVars.Mount() // what reads them says what is missing
 	}
 	mounts, _ := os.ReadFile("/proc/self/mounts")
 	if on := mountOf(string(mounts), at.Block.Path()); on != "" {
@@ -95,8 +91,11 @@ func (s *session) view() *loaderView {
 		return nil
 	}
 	v := &loaderView{Name: s.cfg.Bootloader, Order: []loaderTurn{}}
-	l, err := s.loader()
-	if err != nil {
+	var l boot.Loader
+	var err error
+	if told, ok := s.store.(*loader.Store); ok {
+		l = told.Loader
+	} else if l, err = s.loader(); err != nil {
 		v.Error = err.Error()
 		return v
 	}

@@ -53,18 +53,26 @@ func (h handler) written(c *config.Config) (string, error) {
 
 // resized returns the slots whose file system RAUC grows after it has written them.
 func resized(conf []byte) (slots []string) {
-	slot := ""
+	eachSaid(conf, "resize", func(section, v string) {
+		if v == "true" || v == "1" {
+			slots = append(slots, strings.TrimPrefix(section, "slot."))
+		}
+	})
+	return slots
+}
+
+// eachSaid calls do for each time that a key stands in a configuration of RAUC.
+func eachSaid(conf []byte, key string, do func(section, value string)) {
+	section := ""
 	for line := range strings.Lines(string(conf)) {
 		line = strings.TrimSpace(line)
 		if strings.HasPrefix(line, "[") {
-			slot, _ = strings.CutPrefix(strings.Trim(line, "[]"), "slot.")
+			section = strings.Trim(line, "[]")
 		}
-		key, value, _ := strings.Cut(line, "=")
-		if v := strings.TrimSpace(value); strings.TrimSpace(key) == "resize" && (v == "true" || v == "1") {
-			slots = append(slots, slot)
+		if k, value, ok := strings.Cut(line, "="); ok && strings.TrimSpace(k) == key {
+			do(section, strings.TrimSpace(value))
 		}
 	}
-	return slots
 }
 
 // bundle returns the file of the bundle that RAUC has mounted: its mount is that of a loop device, or of a dm-verity device

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"lifeboat/boot"
-	"lifeboat/boot/efi"
 	"lifeboat/boot/loader"
 	"lifeboat/boot/raw"
 	"lifeboat/config"
@@ -201,17 +200,11 @@ func (d *device) store(p *boot.Policy) boot.Store {
 
 // loader opens the boot loader's own place.
 func (d *device) loader() (boot.Loader, error) {
-	at := loader.Place{EFIVars: efi.Efivars, Slots: d.found.slots}
-	if d.cfg.Bootloader == "efi" || d.cfg.Bootloader == "sdboot" {
-		if err := at.EFIVars.Mount(); err != nil {
-			d.con.say("EFI variables: " + err.Error())
-		}
-	}
-	var err error
-	if at.Block, err = d.beside(d.cfg.Loader.Device); err != nil && d.cfg.Bootloader != "efi" {
+	b, err := d.beside(d.cfg.Loader.Device)
+	if err != nil && d.cfg.Bootloader != "efi" {
 		return nil, err
 	}
-	return loader.Open(d.cfg, at)
+	return loader.Open(d.cfg, loader.Place{Block: b, Slots: d.found.slots})
 }
 
 // started is the slot whose kernel runs, as far as anybody says so: the loader on the command line or in its own way, or

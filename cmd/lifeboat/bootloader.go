@@ -3,9 +3,6 @@ package main
 import (
 	"fmt"
 	"os"
-	"slices"
-	"strconv"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -13,6 +10,7 @@ import (
 	"lifeboat/boot/raspberrypi"
 	"lifeboat/config"
 	"lifeboat/disk"
+	"lifeboat/image/bootloader"
 )
 
 // script is what a boot loader's script is made for.
@@ -94,24 +92,18 @@ func (s script) slots() ([]bootPartition, error) {
 	}
 	var all []bootPartition
 	for _, slot := range s.config.BootSlots() {
-		group := s.config.Group(slot.Name)
-		i := slices.IndexFunc(group, func(g config.Slot) bool { return g.Class == "boot" })
-		if i < 0 {
-			return nil, fmt.Errorf("slot %s has no boot slot: [slot.boot.%d] with parent=%s, a FAT image with vmlinuz and initramfs", slot.Name, slot.Index, slot.Name)
+		kernel, err := bootloader.KernelSlot(s.config, slot)
+		if err != nil {
+			return nil, err
 		}
 		p := bootPartition{name: slot.Bootname}
-		if label, ok := config.PartLabel(group[i].Device); ok {
+		if label, ok := config.PartLabel(kernel.Device); ok {
 			p.label, p.index = label, known[label]
 			if s.disk != "" && p.index == 0 {
 				return nil, fmt.Errorf("%s has no partition %s", s.disk, label)
 			}
-		} else { // /dev/vda3, /dev/nvme0n1p3, /dev/mmcblk0p3
-			device := group[i].Device
-			digits := device[strings.LastIndexFunc(device, func(r rune) bool { return r < '0' || r > '9' })+1:]
-			var err error
-			if p.index, err = strconv.Atoi(digits); err != nil {
-				return nil, fmt.Errorf("slot %s: %s is no partition", group[i].Name, group[i].Device)
-			}
+		} else if p.index, err = bootloader.PartitionNumber(kernel.Device); err != nil {
+			return nil, err
 		}
 		all = append(all, p)
 	}

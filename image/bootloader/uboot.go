@@ -9,7 +9,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"path"
-	"slices"
+	"strconv"
 	"strings"
 
 	"lifeboat/boot/uboot"
@@ -66,12 +66,11 @@ func UBoot(c *config.Config, o UBootOptions) (string, error) {
 	}
 	s := ubootScript{arch: arch, o: o, size: cmp.Or(c.Loader.Size, uboot.Size), files: c.Loader.Files}
 	for _, slot := range c.BootSlots() {
-		group := c.Group(slot.Name)
-		k := slices.IndexFunc(group, func(g config.Slot) bool { return g.Class == "boot" })
-		if k < 0 {
-			return "", fmt.Errorf("slot %s has no boot slot: [slot.boot.%d] with parent=%s, a FAT image with vmlinuz and initramfs", slot.Name, slot.Index, slot.Name)
+		kernel, err := KernelSlot(c, slot)
+		if err != nil {
+			return "", err
 		}
-		part, err := ubootPartition(group[k].Device)
+		part, err := ubootPartition(kernel.Device)
 		if err != nil {
 			return "", err
 		}
@@ -109,6 +108,25 @@ func UBoot(c *config.Config, o UBootOptions) (string, error) {
 	return s.text(), nil
 }
 
+// KernelSlot returns the slot of class boot that goes with a boot slot: where its kernel and its initramfs lie.
+func KernelSlot(c *config.Config, slot config.Slot) (config.Slot, error) {
+	for _, g := range c.Group(slot.Name) {
+		if g.Class == "boot" {
+			return g, nil
+		}
+	}
+	return config.Slot{}, fmt.Errorf("slot %s has no boot slot: [slot.boot.%d] with parent=%s, a FAT image with vmlinuz and initramfs", slot.Name, slot.Index, slot.Name)
+}
+
+// PartitionNumber returns the number at the end of /dev/vda3, /dev/nvme0n1p3, /dev/mmcblk0p3, from 1 to 128.
+func PartitionNumber(device string) (int, error) {
+	n, err := strconv.Atoi(device[len(strings.TrimRight(device, "0123456789")):])
+	if err != nil || n < 1 || n > 128 {
+		return 0, fmt.Errorf("%s is not a partition", device)
+	}
+	return n, nil
+}
+
 // ubootPartition returns a partition's label, or its number in hexadecimal.
 func ubootPartition(device string) (string, error) {
 	if label, ok := config.PartLabel(device); ok {
@@ -117,12 +135,8 @@ func ubootPartition(device string) (string, error) {
 		}
 		return "", fmt.Errorf("the partition's label %q can't stand in a script of U-Boot", label)
 	}
-	digits := len(device) - len(strings.TrimRight(device, "0123456789"))
-	var n int
-	if _, err := fmt.Sscan(device[len(device)-digits:], &n); err != nil || n < 1 || n > 128 {
-		return "", fmt.Errorf("%s is not a partition", device)
-	}
-	return fmt.Sprintf("%x", n), nil
+	n, err := PartitionNumber(device)
+	return fmt.Sprintf("%x", n), err
 }
 
 // plain reports whether a word means itself in U-Boot's shell.

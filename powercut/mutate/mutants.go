@@ -102,7 +102,7 @@ var mutants = []mutant{
 	{"a seal is taken for one of another class", "update/work.go", []change{{"seal.Image != w.job.Class", "false"}}},
 
 	// Repair.
-	{"a repair is not noted", "update/repair.go", []change{{"if !d.commit(boot.NoteRepair(d.state, target, d.Policy)) || d.untold {", "if false {"}}},
+	{"a repair is not noted", "update/repair.go", []change{{"if !d.binds(boot.NoteRepair(d.state, target, d.Policy)) {", "if false {"}}},
 	{"a repair forgets its target when it is cut", "boot/decide.go", []change{{"noted && !(p.Repair && e.Manifest == s.Install.Manifest) {", "noted {"}}},
 	{"a copy is not read back", "update/repair.go", []change{{"		a, seal := d.attest(ctx, slot, true, seals[i])\n		if a.Seal.Status != boot.SealValid || a.Seal.Whole != boot.WholeRight ||", "		a, _ := d.attest(ctx, slot, false, seals[i])\n		seal := seals[i]\n		if a.Seal.Status != boot.SealValid ||"}}},
 	{"a copy is not flushed before its seal", "update/repair.go", []change{{"			err = d.Slots.Sync(slot)\n", ""}}},

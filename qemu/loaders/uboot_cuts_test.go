@@ -53,7 +53,10 @@ func TestUBootCuts(t *testing.T) {
 				}
 			}
 			disk := ubootDisk(t, dir, "AB", files)
-			base := readImage(t, disk)
+			base, err := crash.LoadFile(disk)
+			if err != nil {
+				t.Fatal(err)
+			}
 			log := filepath.Join(dir, "writes.log")
 			if err := os.WriteFile(log, nil, 0o644); err != nil {
 				t.Fatal(err)
@@ -105,7 +108,11 @@ func TestUBootCuts(t *testing.T) {
 				}
 				want, after := uboot.Run(copies, copySize, names, both)
 				console := ubootRun(t, rom, disk)
-				got, err := copiesIn(readImage(t, disk))
+				left, err := crash.LoadFile(disk)
+				if err != nil {
+					t.Fatal(err)
+				}
+				got, err := copiesIn(left)
 				if err != nil || !strings.Contains(console, "started "+want+"\r\n") || !slices.EqualFunc(got[:], after[:], bytes.Equal) {
 					t.Errorf("%s: U-Boot does not do what its model does (%v), which starts %s:\n%s", s, err, want, console)
 				}
@@ -146,24 +153,6 @@ func copiesIn(img *crash.Image) (copies [2][]byte, err error) {
 		copies[i] = b
 	}
 	return copies, nil
-}
-
-func readImage(t *testing.T, name string) *crash.Image {
-	t.Helper()
-	f, err := os.Open(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		t.Fatal(err)
-	}
-	img, err := crash.ReadImage(f, info.Size())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return img
 }
 
 func readTrace(t *testing.T, name string, base *crash.Image) *crash.Trace {

@@ -110,6 +110,21 @@ func (d *grubDevice) list(name string) string {
 	return string(out)
 }
 
+// fallsBack brings a system that fails on a stick: it is installed beside the one that runs, started twice, and left for that.
+func (d *grubDevice) fallsBack(version string, fails testsystem.Behaviour, slot, runs, installed, fallback string) {
+	d.t.Helper()
+	other := map[string]string{"A": "B", "B": "A"}[slot]
+	d.PlugStick(qemu.Stick{Name: "bad", File: d.update(d.t, version, fails, testsystem.Options{}, d.with)})
+	d.Reset()
+	d.Expect(scene.Patience, "lifeboat: GRUB starts slot "+slot+"\n")
+	d.Expect(scene.Patience, "lifeboat: "+installed+"\n")
+	d.starts(other, version, "trial tries=1\n")
+	d.starts(other, version, "trial tries=0\n")
+	d.Expect(scene.Patience, "lifeboat: GRUB starts slot "+slot+"\n")
+	d.Expect(scene.Patience, "lifeboat: "+fallback+"\n")
+	d.ready(runs)
+}
+
 // GRUB on BIOS chooses and counts, and each slot goes on with its own kernel: an update that is good, one that never says so,
 // and what grub-editenv sees of it.
 func TestGRUB(t *testing.T) {
@@ -128,15 +143,7 @@ func TestGRUB(t *testing.T) {
 	}
 	d.PullStick("good")
 
-	d.PlugStick(qemu.Stick{Name: "bad", File: d.update(t, "3.0", testsystem.Silent, testsystem.Options{}, d.with)})
-	d.Reset()
-	d.Expect(scene.Patience, `lifeboat: GRUB starts slot B\n`)
-	d.Expect(scene.Patience, `lifeboat: installed 3\.0 to rootfs\.0 \(A\)\n`)
-	d.starts("A", "3.0", "trial tries=1\n")
-	d.starts("A", "3.0", "trial tries=0\n")
-	d.Expect(scene.Patience, `lifeboat: GRUB starts slot B\n`)
-	d.Expect(scene.Patience, `lifeboat: fallback from A to B reason=exhausted\n`)
-	d.ready("2.0")
+	d.fallsBack("3.0", testsystem.Silent, "B", "2.0", `installed 3\.0 to rootfs\.0 \(A\)`, "fallback from A to B reason=exhausted")
 	d.PullStick("bad")
 	d.Cut()
 	list := d.list("grubenv")
@@ -205,15 +212,7 @@ func TestGRUBonUEFI(t *testing.T) {
 	d := startGRUB(t, scene.OVMF, false)
 	d.starts("A", "1.0", "")
 	d.ready("1.0")
-	d.PlugStick(qemu.Stick{Name: "bad", File: d.update(t, "2.0", testsystem.Panic, testsystem.Options{}, d.with)})
-	d.Reset()
-	d.Expect(scene.Patience, `lifeboat: GRUB starts slot A\n`)
-	d.Expect(scene.Patience, `lifeboat: installed 2\.0 to rootfs\.1 \(B\)\n`)
-	d.starts("B", "2.0", "trial tries=1\n")
-	d.starts("B", "2.0", "trial tries=0\n")
-	d.Expect(scene.Patience, `lifeboat: GRUB starts slot A\n`)
-	d.Expect(scene.Patience, `lifeboat: fallback from B to A reason=panic\n`)
-	d.ready("1.0")
+	d.fallsBack("2.0", testsystem.Panic, "A", "1.0", `installed 2\.0 to rootfs\.1 \(B\)`, "fallback from B to A reason=panic")
 	d.Cut()
 
 	// Somebody wants B, whose kernel is gone.
