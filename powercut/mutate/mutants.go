@@ -27,7 +27,7 @@ var mutants = []mutant{
 	{"no flush after the wipe", "slots/seal.go", []change{{
 		"if err := putSeal(dev, make([]byte, SealSize)); err != nil {", "if _, err := dev.WriteAt(make([]byte, SealSize), dev.Size()-SealSize); err != nil {",
 	}}},
-	{"no flush after image and tree", "update/update.go", []change{{"err = d.Slots.Sync(m)", "err = nil"}}},
+	{"no flush after image and tree", "update/install.go", []change{{"err = d.Slots.Sync(m)", "err = nil"}}},
 	{"no flush after the seal", "slots/seal.go", []change{{
 		"if err := putSeal(dev, seal); err != nil {", "if _, err := dev.WriteAt(seal, dev.Size()-SealSize); err != nil {",
 	}}},
@@ -47,8 +47,8 @@ var mutants = []mutant{
 	{"what was staged is written over while a header says that it is whole", "staging/staging.go", []change{{"if err := w.begin(done, stays); err != nil {", "if err := error(nil); err != nil {"}}},
 
 	// What is written at all.
-	{"the old seal is not wiped", "update/update.go", []change{{"if err := d.Slots.Wipe(m); err != nil {", "if err := error(nil); err != nil {"}}},
-	{"the install is not noted", "update/update.go", []change{{
+	{"the old seal is not wiped", "update/install.go", []change{{"if err := d.Slots.Wipe(m); err != nil {", "if err := error(nil); err != nil {"}}},
+	{"the install is not noted", "update/install.go", []change{{
 		"if !d.keep(o, boot.Note(d.state, t.Slot, o.Offer, d.Policy), rescue) {", "if false {",
 	}}},
 	{"no mark before a stick is read", "update/update.go", []change{{"if (look || staged) && d.commit(d.state) {", "if look || staged {"}}},
@@ -66,11 +66,11 @@ var mutants = []mutant{
 	// Checks.
 	{"the record's CRC is not looked at", "boot/record.go", []change{{"recordCRC(b) != binary", "false && recordCRC(b) != binary"}}},
 	{"the seal's CRC is not looked at", "slots/seal.go", []change{{"checksum(b[:end]) != binary", "false && checksum(b[:end]) != binary"}}},
-	{"the slot is not read back", "update/update.go", []change{
+	{"the slot is not read back", "update/install.go", []change{
 		{"att, seals[i] = d.attest(ctx, m, true, seals[i])", "att, _ = d.attest(ctx, m, false, seals[i])"},
 		{"case att.Seal.Status != boot.SealValid || att.Seal.Whole != boot.WholeRight:", "case att.Seal.Status != boot.SealValid:"},
 	}},
-	{"the seal is not read back", "update/update.go", []change{{
+	{"the seal is not read back", "update/install.go", []change{{
 		"if s := d.facts.Seals[slot]; s.Status != boot.SealValid || s.Manifest != o.Offer.Manifest {", "if d.facts.Seals[slot] = att.Seal; false {",
 	}}},
 	{"a slot is adopted without being read", "boot/decide.go", []change{{
@@ -79,13 +79,13 @@ var mutants = []mutant{
 	{"the older copy of the record wins", "boot/raw/raw.go", []change{{"st.Sequence > s.newest.Sequence {\n\t\t\ts.newest, s.copy", "st.Sequence < s.newest.Sequence {\n\t\t\ts.newest, s.copy"}}},
 
 	// Orders.
-	{"sealed before image and tree are flushed", "update/update.go", []change{{
+	{"sealed before image and tree are flushed", "update/install.go", []change{{
 		"			err = d.Slots.Sync(m)\n", "			err = d.Slots.Seal(m, a.seal)\n\t\t\tif err == nil {\n\t\t\t\terr = d.Slots.Sync(m)\n\t\t\t}\n",
 	}}},
-	{"the record vouches before the seal is there", "update/update.go", []change{{
+	{"the record vouches before the seal is there", "update/install.go", []change{{
 		"		if err := d.Slots.Seal(m, seals[i]); err != nil {\n", "		d.commit(boot.Installed(d.state, slot, att.Seal, d.Policy))\n\t\tif err := d.Slots.Seal(m, seals[i]); err != nil {\n",
 	}}},
-	{"wiped before the install is noted", "update/update.go", []change{{
+	{"wiped before the install is noted", "update/install.go", []change{{
 		"		if !d.keep(o, boot.Note(d.state, t.Slot, o.Offer, d.Policy), rescue) {", "		d.Slots.Wipe(t.Slot)\n\t\tif !d.keep(o, boot.Note(d.state, t.Slot, o.Offer, d.Policy), rescue) {",
 	}}},
 	{"the try is counted after the slot was opened", "update/update.go", []change{
@@ -96,7 +96,7 @@ var mutants = []mutant{
 	// Groups.
 	{"what goes with a slot may be of another bundle", "update/group.go", []change{{"	case with.Manifest != s.Manifest:\n", "	case false:\n"}}},
 	{"what goes with a slot is not looked at", "update/group.go", []change{{"		if s.Status != boot.SealValid || s.Whole == boot.WholeDamaged {\n", "		if true {\n"}}},
-	{"what goes with a slot is not read back", "update/update.go", []change{
+	{"what goes with a slot is not read back", "update/install.go", []change{
 		{"		att, seals[i] = d.attest(ctx, m, true, seals[i])", "\t\twhole := i == len(members)-1\n\t\tif raw := seals[i]; whole {\n\t\t\tatt, seals[i] = d.attest(ctx, m, true, raw)\n\t\t} else {\n\t\t\tcontinue\n\t\t}"},
 	}},
 	{"a seal is taken for one of another class", "update/work.go", []change{{"seal.Image != w.job.Class", "false"}}},
