@@ -347,7 +347,9 @@ func verdict(s Spec, broken error, killed bool, status syscall.WaitStatus, cpu t
 	if text != "" {
 		tail = ": " + text
 	}
-	outOfMemory := strings.Contains(text, "out of memory") || strings.Contains(text, "cannot allocate memory")
+	// Go's runtime says so, or runs into a nil pointer of its own where it gets no memory; one of ours is a panic.
+	outOfMemory := strings.Contains(text, "out of memory") || strings.Contains(text, "cannot allocate memory") ||
+		strings.Contains(text, "SIGSEGV: segmentation violation") && !strings.HasPrefix(text, "panic: ")
 	switch {
 	// RLIMIT_CPU ends a worker by SIGKILL, as the OOM killer does. The kernel
 	// counts for it by ticks, the usage exactly: they differ under load.
