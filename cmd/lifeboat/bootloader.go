@@ -1,15 +1,13 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
 	"github.com/spf13/cobra"
 
-	"lifeboat/boot"
-	"lifeboat/boot/raspberrypi"
 	"lifeboat/config"
-	"lifeboat/disk"
 	"lifeboat/image/bootloader"
 )
 
@@ -24,10 +22,14 @@ type script struct {
 func newBootloader() *cobra.Command {
 	cmd := &cobra.Command{Use: "bootloader", Short: "make the scripts by which a boot loader chooses the slot"}
 	cmd.AddCommand(
-		newBootloaderScript("grub.cfg", "GRUB's configuration", grubScript),
+		newBootloaderScript("grub.cfg", "GRUB's configuration", func(s script) ([]byte, error) {
+			return bootloader.GRUB(s.config, s.disk, s.cmdline)
+		}),
 		newBootScr(),
 		newBootloaderSdboot(),
-		newBootloaderScript("autoboot.txt", "what the Raspberry Pi's boot loader goes by; the same bytes are autoboot.old", autoboot),
+		newBootloaderScript("autoboot.txt", "what the Raspberry Pi's boot loader goes by; the same bytes are autoboot.old", func(s script) ([]byte, error) {
+			return bootloader.Autoboot(s.config, s.disk)
+		}),
 	)
 	return cmd
 }
@@ -46,6 +48,9 @@ func newBootloaderScript(name, what string, make func(script) ([]byte, error)) *
 				return err
 			}
 			b, err := make(s)
+			if errors.Is(err, bootloader.ErrLabel) {
+				return usagef("%s: %v: --disk IMAGE|DEVICE says the rest", name, err)
+			}
 			if err != nil {
 				return fmt.Errorf("%s: %w", name, err)
 			}
@@ -63,73 +68,4 @@ func newBootloaderScript(name, what string, make func(script) ([]byte, error)) *
 	f.StringVar(&out, "out", "", "file that is written (default: standard output)")
 	require(cmd, "config")
 	return cmd
-}
-
-// bootPartition is where the kernel and the initramfs of a slot lie.
-type bootPartition struct {
-	name  string // bootname of the slot that it goes with
-	label string // "" where it goes by its number alone
-	index int    // as the kernel numbers it, 0: not known
-}
-
-// slots returns the boot partitions of all boot slots, in the order of the configuration: those of class boot that go with
-// them.
-func (s script) slots() ([]bootPartition, error) {
-	known := map[string]int{}
-	if s.disk != "" {
-		d, err := disk.Open(s.disk, false)
-		if err != nil {
-			return nil, err
-		}
-		defer d.Close()
-		parts, err := disk.Partitions(d, d.Size())
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", s.disk, err)
-		}
-		for _, p := range parts {
-			known[p.Name] = p.Index
-		}
-	}
-	var all []bootPartition
-	for _, slot := range s.config.BootSlots() {
-		kernel, err := bootloader.KernelSlot(s.config, slot)
-		if err != nil {
-			return nil, err
-		}
-		p := bootPartition{name: slot.Bootname}
-		if label, ok := config.PartLabel(kernel.Device); ok {
-			p.label, p.index = label, known[label]
-			if s.disk != "" && p.index == 0 {
-				return nil, fmt.Errorf("%s has no partition %s", s.disk, label)
-			}
-		} else if p.index, err = bootloader.PartitionNumber(kernel.Device); err != nil {
-			return nil, err
-		}
-		all = append(all, p)
-	}
-	return all, nil
-}
-
-// autoboot makes the autoboot.txt of a device that leaves the factory, as long as it will ever be.
-func autoboot(s script) ([]byte, error) {
-	all, err := s.slots()
-	if err != nil {
-		return nil, err
-	}
-	var names []string
-	var parts []int
-	var v boot.Vars
-	for _, p := range all {
-		if p.index == 0 {
-			return nil, fmt.Errorf("slot %s: the boot loader knows partitions by their number: --disk says it", p.name)
-		}
-		names, parts, v.Order = append(names, p.name), append(parts, p.index), append(v.Order, boot.Turn{Name: p.name})
-	}
-	file := disk.NewMemory(raspberrypi.Size)
-	if err := raspberrypi.New([]disk.Device{file}, names, parts, raspberrypi.Firmware{}).Write(v); err != nil {
-		return nil, err
-	}
-	b := make([]byte, file.Size())
-	_, err = file.ReadAt(b, 0)
-	return b, err
 }

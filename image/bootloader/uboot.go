@@ -1,5 +1,3 @@
-// Package bootloader makes the scripts by which boot loaders choose a slot. They are made on the PC, for one
-// configuration, and installed beside the boot loader.
 package bootloader
 
 import (
@@ -9,7 +7,6 @@ import (
 	"fmt"
 	"hash/crc32"
 	"path"
-	"strconv"
 	"strings"
 
 	"lifeboat/boot/uboot"
@@ -66,7 +63,7 @@ func UBoot(c *config.Config, o UBootOptions) (string, error) {
 	}
 	s := ubootScript{arch: arch, o: o, size: cmp.Or(c.Loader.Size, uboot.Size), files: c.Loader.Files}
 	for _, slot := range c.BootSlots() {
-		kernel, err := KernelSlot(c, slot)
+		kernel, err := kernelSlot(c, slot)
 		if err != nil {
 			return "", err
 		}
@@ -108,25 +105,6 @@ func UBoot(c *config.Config, o UBootOptions) (string, error) {
 	return s.text(), nil
 }
 
-// KernelSlot returns the slot of class boot that goes with a boot slot: where its kernel and its initramfs lie.
-func KernelSlot(c *config.Config, slot config.Slot) (config.Slot, error) {
-	for _, g := range c.Group(slot.Name) {
-		if g.Class == "boot" {
-			return g, nil
-		}
-	}
-	return config.Slot{}, fmt.Errorf("slot %s has no boot slot: [slot.boot.%d] with parent=%s, a FAT image with vmlinuz and initramfs", slot.Name, slot.Index, slot.Name)
-}
-
-// PartitionNumber returns the number at the end of /dev/vda3, /dev/nvme0n1p3, /dev/mmcblk0p3, from 1 to 128.
-func PartitionNumber(device string) (int, error) {
-	n, err := strconv.Atoi(device[len(strings.TrimRight(device, "0123456789")):])
-	if err != nil || n < 1 || n > 128 {
-		return 0, fmt.Errorf("%s is not a partition", device)
-	}
-	return n, nil
-}
-
 // ubootPartition returns a partition's label, or its number in hexadecimal.
 func ubootPartition(device string) (string, error) {
 	if label, ok := config.PartLabel(device); ok {
@@ -135,7 +113,7 @@ func ubootPartition(device string) (string, error) {
 		}
 		return "", fmt.Errorf("the partition's label %q can't stand in a script of U-Boot", label)
 	}
-	n, err := PartitionNumber(device)
+	n, err := partitionNumber(device)
 	return fmt.Sprintf("%x", n), err
 }
 

@@ -1,22 +1,25 @@
-package main
+package bootloader
 
 import (
 	"fmt"
 	"strings"
 
 	"lifeboat/boot/grub"
+	"lifeboat/config"
 )
 
-// grubScript makes GRUB's configuration. [grub.Run] is what it does, as a function.
-func grubScript(s script) ([]byte, error) {
-	slots, err := s.slots()
+// GRUB returns grub.cfg. The slots' kernels are on the disk that has grub.cfg; its partitions' labels are looked up in file
+// (an image or a device, "" if none is at hand). cmdline is put on the kernel command line before rauc.slot=. [grub.Run] is
+// what the script does, as a function.
+func GRUB(c *config.Config, file, cmdline string) ([]byte, error) {
+	parts, err := partitions(c, file)
 	if err != nil {
 		return nil, err
 	}
 	var names, loaded, unset []string
-	for _, slot := range slots {
+	for _, slot := range parts {
 		if slot.index == 0 {
-			return nil, usagef("GRUB finds partitions by their number, and %s has only a label: --disk IMAGE|DEVICE says the rest", slot.label)
+			return nil, fmt.Errorf("%w, and %s has only a label", ErrLabel, slot.label)
 		}
 		names = append(names, slot.name)
 		for _, of := range []string{"_OK", "_TRY", "_LEFT"} {
@@ -29,7 +32,7 @@ func grubScript(s script) ([]byte, error) {
 	for _, v := range append([]string{"LIFEBOAT", "LIFEBOAT_END", "ORDER"}, loaded...) {
 		unset = append(unset, "unset "+v)
 	}
-	files := s.config.Loader.Files
+	files := c.Loader.Files
 	if len(files) == 0 {
 		files = []string{grub.File, grub.Shadow}
 	}
@@ -66,7 +69,7 @@ func grubScript(s script) ([]byte, error) {
 	p("# lb_start NAME PARTITION: comes back only where kernel or initramfs cannot be loaded.")
 	p("function lb_start {")
 	p("  echo \"lifeboat: GRUB starts slot $1\"")
-	p("  if linux \"($lb_disk,$2)/vmlinuz\" %s; then", strings.TrimSpace(s.cmdline+` "rauc.slot=$1"`))
+	p("  if linux \"($lb_disk,$2)/vmlinuz\" %s; then", strings.TrimSpace(cmdline+` "rauc.slot=$1"`))
 	p("    if initrd \"($lb_disk,$2)/initramfs\"; then boot; fi")
 	p("  fi")
 	p("  echo \"lifeboat: slot $1 cannot be loaded\"")
@@ -90,7 +93,7 @@ func grubScript(s script) ([]byte, error) {
 	}
 	p("if [ -n \"$lb_env\" ]; then")
 	p("  for lb_slot in $ORDER; do")
-	for _, slot := range slots {
+	for _, slot := range parts {
 		n := slot.name
 		p("    if [ \"$lb_slot\" = %s ]; then if [ \"$%s_OK\" = 1 ]; then if [ -z \"$%s_TRY\" -o \"$%s_TRY\" = 0 ]; then", n, n, n, n)
 		p("      lb_count \"$%s_LEFT\"", n)
@@ -105,7 +108,7 @@ func grubScript(s script) ([]byte, error) {
 	p("  set ORDER=")
 	p("fi")
 	p("for lb_slot in $ORDER %s; do", strings.Join(names, " "))
-	for _, slot := range slots {
+	for _, slot := range parts {
 		p("  if [ \"$lb_slot\" = %s ]; then lb_start %s %d; fi", slot.name, slot.name, slot.index)
 	}
 	p("done")
