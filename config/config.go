@@ -106,6 +106,7 @@ type Slot struct {
 	Class       string // "rootfs"
 	Index       int
 	Device      string // as written; see [PartLabel]
+	File        string // absolute path in the FAT file system on Device; "": the slot is all of Device
 	Type        string // RAUC's slot type, "raw" by default
 	Bootname    string // "" if the slot isn't booted itself
 	Parent      string // Name of the slot that this one goes with, or ""
@@ -114,7 +115,8 @@ type Slot struct {
 	ReadOnly    bool
 
 	// bootloader=efi: the file that the firmware starts, and what it is told. The file is in the partition of the slot that
-	// goes with this one and is not mounted, by default vmlinuz; where there is none, on the boot loader's Device.
+	// goes with this one and is not mounted, by default vmlinuz, or that slot's File; where there is none, on the boot
+	// loader's Device.
 	EFILoader, EFICmdline string
 }
 
@@ -510,6 +512,8 @@ func (c *Config) slotKey(slot *Slot, e entry) error {
 		}
 		slot.Bootname = e.value
 		return nil
+	case "file":
+		return absolute(&slot.File, e.value)
 	case "parent":
 		return text(&slot.Parent, e.value, 32)
 	case "mount":
@@ -547,10 +551,25 @@ func (c *Config) checkSlots(lines map[string]int) error {
 	}
 	for _, s := range c.Slots {
 		line := lines[s.Name]
-		if by, dup := devices[deviceKey(s.Device)]; dup {
-			return fmt.Errorf("line %d: %s and [slot.%s] both have device %s", line, by, s.Name, s.Device)
+		key := deviceKey(s.Device)
+		by, dup := devices[key]
+		if s.File != "" {
+			if s.Parent == "" || s.Mount != "" || s.Type != "raw" || c.Bootloader != "sdboot" && c.Bootloader != "efi" {
+				return fmt.Errorf("line %d: [slot.%s] has file=: that is for sdboot and efi, with parent=, of type raw, without mount=", line, s.Name)
+			}
+			if !dup {
+				devices[key] = files
+			}
+			dup = dup && by != files
+			if !dup {
+				key += strings.ToLower(s.File)
+				by, dup = devices[key]
+			}
 		}
-		devices[deviceKey(s.Device)] = "[slot." + s.Name + "]"
+		if dup {
+			return fmt.Errorf("line %d: %s and [slot.%s] both have device %s", line, by, s.Name, s.Device+s.File)
+		}
+		devices[key] = "[slot." + s.Name + "]"
 		if s.Parent != "" {
 			p, ok := c.SlotByName(s.Parent)
 			if !ok || p.Name != s.Parent {
@@ -623,6 +642,9 @@ func (c *Config) checkGroups(lines map[string]int) error {
 	}
 	return nil
 }
+
+// files says who has a device whose files are slots.
+const files = "slots in files"
 
 // deviceKey makes both ways to name a partition label equal.
 func deviceKey(device string) string {

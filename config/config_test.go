@@ -21,6 +21,23 @@ bootname=B
 
 const minimal = "[system]\ncompatible=board\nbootloader=raw\n" + slots
 
+// fileSlots is a configuration whose slots' kernels are files.
+func fileSlots(more string) string {
+	return strings.Replace(minimal, "bootloader=raw", "bootloader=sdboot", 1) +
+		"[slot.boot.0]\ndevice=PARTLABEL=esp\nfile=/A.efi\nparent=rootfs.0\n" + more +
+		"\n[slot.boot.1]\ndevice=PARTLABEL=esp\nfile=/B.efi\nparent=rootfs.1\n"
+}
+
+func TestFiles(t *testing.T) {
+	c, err := Parse([]byte(fileSlots("")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if g := c.Group("rootfs.1"); len(g) != 1 || g[0].File != "/B.efi" || g[0].Device != "PARTLABEL=esp" {
+		t.Errorf("with rootfs.1 goes %+v", g)
+	}
+}
+
 func defaults(raw string) *Config {
 	return &Config{
 		Compatible: "board", Bootloader: "raw", BootAttempts: 3, BundleFormats: []string{"verity"},
@@ -182,6 +199,13 @@ func TestParseRefuses(t *testing.T) {
 		{"a child in a child", minimal + "[slot.a.0]\ndevice=/dev/x\nparent=rootfs.0\nmount=/m/n\n[slot.b.0]\ndevice=/dev/y\nparent=rootfs.0\nmount=/m\n", "[slot.a.0] has mount=/m/n in the place of another"},
 		{"child on flash", minimal + "[slot.a.0]\ndevice=/dev/x\nparent=rootfs.0\ntype=nand\n", "can't be of type nand"},
 		{"four children", minimal + "[slot.a.0]\ndevice=/dev/w\nparent=rootfs.0\n[slot.b.0]\ndevice=/dev/x\nparent=rootfs.0\n[slot.c.0]\ndevice=/dev/y\nparent=rootfs.0\n[slot.d.0]\ndevice=/dev/z\nparent=rootfs.0\n", "4 slots have the parent rootfs.0, at most 3 can"},
+		{"a file of a slot that boots", strings.Replace(minimal, "bootname=B", "bootname=B\nfile=/B.efi", 1), "[slot.rootfs.1] has file=: that is for sdboot and efi"},
+		{"a file with raw", minimal + "[slot.boot.0]\ndevice=PARTLABEL=esp\nfile=/A.efi\nparent=rootfs.0\n", "line 11: [slot.boot.0] has file="},
+		{"a mounted file", fileSlots("mount=/x"), "has file="},
+		{"a relative file", strings.Replace(fileSlots(""), "file=/B.efi", "file=B.efi", 1), "not a plain absolute path"},
+		{"one file twice", strings.Replace(fileSlots(""), "file=/B.efi", "file=/a.EFI", 1), "[slot.boot.0] and [slot.boot.1] both have device PARTLABEL=esp/a.EFI"},
+		{"a slot under files", fileSlots("") + "[slot.z.0]\ndevice=PARTLABEL=esp\n", "slots in files and [slot.z.0] both have device PARTLABEL=esp"},
+		{"files on a slot", fileSlots("") + "[slot.a.0]\ndevice=PARTLABEL=esp\n", "[slot.a.0] and [slot.boot.0] both have device PARTLABEL=esp/A.efi"},
 		{"control character", system("compatible=a\x1bb"), "line 2: control character 0x1b"},
 		{"nul", system("compatible=a\x00b"), "line 2: control character"},
 		{"byte order mark", "\xef\xbb\xbf[system]\n", "line 1: starts with a byte order mark"},

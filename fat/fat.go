@@ -367,6 +367,12 @@ func (f *File) pieces(n int, off int64, do func(done, n int, at int64) bool) (do
 	return done
 }
 
+// Runs calls do for each run of consecutive clusters that the file lies in: n bytes at a place of the medium, in the order of the
+// file. It ends when do does.
+func (f *File) Runs(do func(at, n int64) bool) {
+	f.pieces(int(f.size), 0, func(_, n int, at int64) bool { return do(at, int64(n)) })
+}
+
 // WriteAt overwrites bytes of the file where they lie. Nothing else on the medium changes: no table, no folder, no time,
 // and never the file's size; what does not fit into it (exFAT: into what was ever written of it) is refused whole. The medium that was opened must be an
 // io.WriterAt. After a power cut each sector holds old bytes, new ones, or what the medium makes of a sector that it was

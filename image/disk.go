@@ -18,6 +18,7 @@ import (
 	"github.com/diskfs/go-diskfs/partition/gpt"
 
 	"lifeboat/boot"
+	"lifeboat/boot/loader"
 	"lifeboat/boot/raw"
 	"lifeboat/bundle"
 	"lifeboat/config"
@@ -166,14 +167,17 @@ func Disk(ctx context.Context, o DiskOptions, out string) (*DiskReport, error) {
 		}
 		sealed := map[string]boot.Seal{}
 		for _, f := range fillings {
-			place := placeOf(places, f.slot.Name)
-			facts, err := o.fill(ctx, disk.Section(dev, place.Start, place.Size), f)
+			to, err := slotOn(dev, places, f.slot)
+			if err != nil {
+				return fmt.Errorf("slot %s: %w", f.slot.Name, err)
+			}
+			facts, err := o.fill(ctx, to, f)
 			if err != nil {
 				return fmt.Errorf("fill %s with %s: %w", f.slot.Name, f.File, err)
 			}
 			report.Filled = append(report.Filled, Filled{
 				Slot: f.slot.Name, Bootname: f.slot.Bootname, File: f.File, Version: facts.Version,
-				Manifest: hex.EncodeToString(facts.Manifest[:]), Used: f.need, Size: place.Size, Signed: facts.Signed,
+				Manifest: hex.EncodeToString(facts.Manifest[:]), Used: f.need, Size: to.Size(), Signed: facts.Signed,
 			})
 			if f.slot.Bootname != "" {
 				sealed[f.slot.Name] = boot.Seal{
@@ -190,13 +194,18 @@ func Disk(ctx context.Context, o DiskOptions, out string) (*DiskReport, error) {
 	return report, nil
 }
 
-func placeOf(places []Place, slot string) Place {
+// slotOn is a slot as a device: its partition, or its file in the boot loader's.
+func slotOn(dev disk.Device, places []Place, slot config.Slot) (disk.Device, error) {
 	for _, p := range places {
-		if p.slot == slot {
-			return p
+		on := disk.Section(dev, p.Start, p.Size)
+		switch {
+		case slot.File != "" && p.esp:
+			return loader.FileIn(on, slot.File)
+		case slot.File == "" && p.slot == slot.Name:
+			return on, nil
 		}
 	}
-	return Place{}
+	return nil, errors.New("it has no partition")
 }
 
 // bundled is one slot's share of a bundle.

@@ -23,6 +23,15 @@ import (
 	"lifeboat/verify"
 )
 
+func placeOf(places []Place, slot string) Place {
+	for _, p := range places {
+		if p.slot == slot {
+			return p
+		}
+	}
+	return Place{}
+}
+
 func parseConfig(t *testing.T, more string) *config.Config {
 	t.Helper()
 	c, err := config.Parse([]byte(testConfig + more))
@@ -426,5 +435,113 @@ func TestDiskGroup(t *testing.T) {
 	f.WriteAt(b, placeOf(r.Places, "appfs.0").Start)
 	if d := cmp.Diff([]string{"rootfs.0 valid", "appfs.0 false", "rootfs.1 valid", "appfs.1 valid"}, seals()); d != "" {
 		t.Error(d)
+	}
+}
+
+// Slots that are files of the boot loader's partition have none of their own; what fills them changes nothing else there.
+func TestDiskFiles(t *testing.T) {
+	needMksquashfs(t)
+	now := time.Now()
+	signer, err := newSelf(now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := writeFiles(t, map[string]string{
+		"root.img": strings.Repeat("root", 20_000), "kernel.img": strings.Repeat("kernel", 30_000),
+		"A.efi": string(make([]byte, 512<<10)), "B.efi": string(make([]byte, 64<<10)), "esp": string(make([]byte, 8<<20)),
+	})
+	for _, args := range [][]string{
+		{"mkfs.fat", "-s", "8", dir + "/esp"}, {"mcopy", "-i", dir + "/esp", dir + "/A.efi", "::A.efi"}, {"mcopy", "-i", dir + "/esp", dir + "/B.efi", "::B.efi"},
+	} {
+		if text, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%q: %v\n%s", args, err, text)
+		}
+	}
+	c, err := config.Parse([]byte(`[system]
+compatible=x
+bootloader=sdboot
+[slot.rootfs.0]
+device=PARTLABEL=rootfs.0
+bootname=A
+[slot.rootfs.1]
+device=PARTLABEL=rootfs.1
+bootname=B
+[slot.boot.0]
+device=PARTLABEL=esp
+file=/A.efi
+parent=rootfs.0
+[slot.boot.1]
+device=PARTLABEL=esp
+file=/B.efi
+parent=rootfs.1
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := DiskOptions{
+		Config: c, Keyring: signer.keyring, Now: now, ESP: dir + "/esp", Sign: &Signer{Key: signer.key, Cert: signer.cert, Version: "1.2"},
+		Fill: []Fill{{"A", dir + "/root.img"}, {"boot.0", dir + "/kernel.img"}},
+	}
+	out := filepath.Join(t.TempDir(), "disk.img")
+	r, err := Disk(t.Context(), o, out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var labels []string
+	var esp Place
+	for _, p := range r.Places {
+		if labels = append(labels, p.Label); p.esp {
+			esp = p
+		}
+	}
+	if d := cmp.Diff([]string{"state", "esp", "staging", "rootfs.0", "rootfs.1", "data"}, labels); d != "" {
+		t.Error(d)
+	}
+	v, err := Inspect(t.Context(), out, InspectOptions{Config: c})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var seals []string
+	for _, s := range v.(*DiskView).Seals {
+		seals = append(seals, s.Slot+" "+s.Seal)
+	}
+	if d := cmp.Diff([]string{"rootfs.0 valid", "boot.0 valid", "rootfs.1 missing", "boot.1 missing"}, seals); d != "" {
+		t.Error(d)
+	}
+	disk, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, err := os.ReadFile(dir + "/esp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, last := -1, 0
+	for i, b := range disk[esp.Start:][:len(made)] {
+		if b == made[i] {
+			continue
+		}
+		if last = i; first < 0 {
+			first = i
+		}
+	}
+	if kernel := bytes.Index(disk[esp.Start:], []byte("kernelkernel")); first != kernel || last >= first+512<<10 {
+		t.Errorf("bytes from %d to %d of the partition differ, the file begins at %d", first, last, kernel)
+	}
+
+	for want, fill := range map[string][]Fill{
+		"slot boot.1: open /B.efi": nil, "fill boot.1": {{"B", dir + "/root.img"}, {"boot.1", dir + "/kernel.img"}},
+	} {
+		o := o
+		if o.Fill = fill; fill == nil {
+			o.Fill = []Fill{{"B", dir + "/root.img"}, {"boot.1", dir + "/kernel.img"}}
+			o.ESP = filepath.Join(t.TempDir(), "esp")
+			if text, err := exec.Command("mkfs.fat", "-C", o.ESP, "8192").CombinedOutput(); err != nil {
+				t.Fatalf("mkfs.fat: %v\n%s", err, text)
+			}
+		}
+		if _, err := Disk(t.Context(), o, filepath.Join(t.TempDir(), "disk.img")); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"lifeboat/boot"
+	"lifeboat/boot/loader"
 	"lifeboat/boot/raw"
 	"lifeboat/bundle"
 	"lifeboat/config"
@@ -162,10 +163,23 @@ func inspectDisk(dev *disk.File, parts []disk.Partition, o InspectOptions) (*Dis
 	}
 	for _, s := range names {
 		v := SealView{Slot: s.Name, Bootname: s.Bootname, Seal: "missing", Why: "no such partition"}
+		label := s.Name
+		if s.File != "" {
+			label = espLabel
+		}
 		for _, part := range parts {
-			if isDevice(part, cmp.Or(s.Device, "PARTLABEL="+s.Name), s.Name) {
-				v = inspectSeal(v, io.NewSectionReader(dev, part.Start, part.Size), o)
+			if !isDevice(part, cmp.Or(s.Device, "PARTLABEL="+s.Name), label) {
+				continue
 			}
+			slot := disk.Section(dev, part.Start, part.Size)
+			if s.File != "" {
+				var err error
+				if slot, err = loader.FileIn(slot, s.File); err != nil {
+					v.Why = err.Error()
+					continue
+				}
+			}
+			v = inspectSeal(v, io.NewSectionReader(slot, 0, slot.Size()), o)
 		}
 		for _, parent := range view.Seals {
 			if parent.Slot == s.Parent && parent.Seal == "valid" && v.Seal == "valid" && v.ManifestHash != parent.ManifestHash {

@@ -98,6 +98,9 @@ func layout(c *config.Config, sizes map[string]int64) ([]Place, int64, error) {
 		add(c.StagingDevice, stagingLabel, "", size(stagingLabel, max(besideSize, bundle))),
 	)
 	for _, s := range c.Slots {
+		if s.File != "" {
+			continue // in the boot loader's partition
+		}
 		n, ok := sizes[s.Class]
 		if !ok {
 			return nil, 0, fmt.Errorf("no size for slots of class %s: fill one or give --size %s=N", s.Class, s.Class)

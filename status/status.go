@@ -183,7 +183,7 @@ type With struct {
 	Slot     string `json:"slot"`
 	RootHash string `json:"root_hash"`
 	Device   string `json:"device"` // the slot's block device
-	Mapped   string `json:"mapped"` // the verified one: "/dev/mapper/lifeboat-appfs"
+	Mapped   string `json:"mapped"` // the verified one: "/dev/mapper/lifeboat-appfs"; "" for a slot that is a file
 	Mount    string `json:"mount,omitempty"`
 }
 

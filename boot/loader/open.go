@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"strings"
 
 	"lifeboat/boot"
 	"lifeboat/boot/efi"
@@ -58,7 +59,14 @@ func Open(c *config.Config, at Place) (l boot.Loader, err error) {
 	case "efi":
 		var slots []efi.Slot
 		for _, b := range c.BootSlots() {
-			slots = append(slots, efi.Slot{Name: b.Bootname, File: cmp.Or(b.EFILoader, `\vmlinuz`), Args: cmp.Or(b.EFICmdline, `initrd=\initramfs`)})
+			s := efi.Slot{Name: b.Bootname, File: `\vmlinuz`, Args: `initrd=\initramfs`}
+			for _, g := range c.Group(b.Name) {
+				if g.File != "" { // a unified image brings both
+					s.File, s.Args = strings.ReplaceAll(g.File, "/", `\`), ""
+				}
+			}
+			s.File, s.Args = cmp.Or(b.EFILoader, s.File), cmp.Or(b.EFICmdline, s.Args)
+			slots = append(slots, s)
 		}
 		l = efi.New(variables(), slots, func(name string) (efi.Partition, error) { return partition(kernelOf(c, at, name)) })
 	case "barebox", "raspberrypi":
@@ -149,6 +157,16 @@ func copies(c *config.Config, at Place, files []string, size int64) (out []disk.
 		out = append(out, f)
 	}
 	return out, nil
+}
+
+// FileIn opens a file in the FAT file system on dev, which nobody has mounted.
+func FileIn(dev disk.Device, path string) (disk.Device, error) {
+	fs, err := fat.Open(dev, dev.Size())
+	if err != nil {
+		return nil, err
+	}
+	f, err := fs.Open(path)
+	return &inFAT{f, dev}, err
 }
 
 // inFAT is a file in a FAT file system that nobody has mounted.

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"lifeboat/boot"
+	"lifeboat/boot/loader"
 	"lifeboat/boot/raw"
 	"lifeboat/disk"
 )
@@ -27,7 +28,7 @@ func (p *patient) partitions() finding {
 	}
 	smallest := map[string]disk.Block{}
 	n := 0
-	for _, s := range slices.Concat([][2]string{{"state", p.cfg.StateDevice}}, p.slotDevices()) {
+	for _, s := range slices.Concat([][3]string{{"state", p.cfg.StateDevice}}, p.slotDevices()) {
 		found := disk.Find(blocks, s[1])
 		if len(found) > 1 { // a stick may have them too
 			found = slices.DeleteFunc(found, func(b disk.Block) bool { return b.USB })
@@ -51,6 +52,12 @@ func (p *patient) partitions() finding {
 			f.level, f.text = isWarn, fmt.Sprintf("%s (%s) begins at byte %d, no multiple of 1 MiB: writing it may spoil its neighbour on flash", b.Path(), s[0], start*512)
 			return f
 		}
+		if s[2] != "" {
+			if b.Size, err = loader.FileSize(b, s[2]); err != nil {
+				f.text, f.fix = s[0]+" on "+b.Path()+": "+err.Error(), "make the file anew, of its full size, and install (docs/bootloaders.md)"
+				return f
+			}
+		}
 		class, _, _ := strings.Cut(s[0], ".")
 		if was, ok := smallest[class]; ok && was.Size != b.Size {
 			f.level, f.text = isWarn, fmt.Sprintf("%s has %d bytes and %s %d: what fits into one may not fit into the other", was.Path(), was.Size, b.Path(), b.Size)
@@ -66,10 +73,11 @@ func (p *patient) partitions() finding {
 // alignment is what partition tools use today: no erase block of eMMC is larger by much.
 const alignment = 1 << 20
 
-func (p *patient) slotDevices() (all [][2]string) {
+// slotDevices are the slots that are booted or go with one, each with its device and its file.
+func (p *patient) slotDevices() (all [][3]string) {
 	for _, s := range p.cfg.Slots {
 		if s.Bootname != "" || s.Parent != "" {
-			all = append(all, [2]string{s.Name, s.Device})
+			all = append(all, [3]string{s.Name, s.Device, s.File})
 		}
 	}
 	return all

@@ -13,11 +13,13 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"lifeboat/boot/loader"
 	"lifeboat/config"
 	"lifeboat/confine"
 	"lifeboat/disk"
@@ -140,7 +142,16 @@ func (s *session) device(m *meter) (*update.Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	path := func(slot string) string { return found[slot].Path() }
+	files, err := s.fileSlots(found)
+	if err != nil {
+		return nil, err
+	}
+	path := func(slot string) string {
+		if open, ok := files[slot]; ok {
+			return open()
+		}
+		return found[slot].Path()
+	}
 	size := func(slot string) int64 { return found[slot].Size }
 	room := size(s.report.Booted.Slot)
 	for _, slot := range s.policy.Slots {
@@ -159,6 +170,41 @@ func (s *session) device(m *meter) (*update.Device, error) {
 		Crew:     steady{workers}, Slots: running{crew.Slots{Path: path}},
 		Name: s.name, Bootname: s.policy.Bootname, Say: m.say, Step: func(s update.Step, _, _ string) { m.begin(s.String()) }, Progress: m.progress, Report: &status.Report{},
 	}, nil
+}
+
+// fileSlots takes the slots that are files out of the partition in which they lie: in found they have their own size then,
+// and a function that says where they are opened. That is their place below the mount point; where nothing is mounted, a
+// device of exactly their bytes, which is made when it is asked for first and is gone with the session.
+func (s *session) fileSlots(found map[string]disk.Block) (map[string]func() string, error) {
+	files := map[string]func() string{}
+	for _, slot := range s.cfg.Slots {
+		b, ok := found[slot.Name]
+		if slot.File == "" || !ok {
+			continue
+		}
+		on := mountOf(b.Path())
+		if on != "" {
+			unix.Sync() // the file's place is read past the mount
+		}
+		size, err := loader.FileSize(b, slot.File)
+		if err != nil {
+			return nil, fmt.Errorf("slot %s: %w", slot.Name, err)
+		}
+		files[slot.Name] = func() string { return filepath.Join(on, slot.File) }
+		if on == "" {
+			files[slot.Name] = sync.OnceValue(func() string {
+				name, m := "lifeboat-file-"+slot.Name, b
+				if err := loader.MapFile(name, &m, slot.File); err != nil {
+					return "/dev/mapper/" + name + ": " + err.Error() // whoever opens it says so
+				}
+				s.mapped = append(s.mapped, name)
+				return m.Path()
+			})
+		}
+		b.Size = size
+		found[slot.Name] = b
+	}
+	return files, nil
 }
 
 // slotBlocks finds the block devices of the slots, on the disk from which this system was started.

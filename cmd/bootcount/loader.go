@@ -47,8 +47,7 @@ func (s *session) loader() (boot.Loader, error) {
 	if at.Block, err = beside(s.cfg.Loader.Device, blocks, s.report.Booted); err != nil && s.cfg.Bootloader != "efi" {
 		return nil, err
 	}
-	mounts, _ := os.ReadFile("/proc/self/mounts")
-	if on := mountOf(string(mounts), at.Block.Path()); on != "" {
+	if on := mountOf(at.Block.Path()); on != "" {
 		at.Folder = sdboot.Mounted(on)
 		at.File = func(path string) (disk.Device, error) { return disk.Open(filepath.Join(on, path), true) }
 	}
@@ -56,8 +55,9 @@ func (s *session) loader() (boot.Loader, error) {
 }
 
 // mountOf returns where a device's file system is mounted for writing, "" where it is not.
-func mountOf(mounts, device string) string {
-	for line := range strings.Lines(mounts) {
+func mountOf(device string) string {
+	mounts, _ := os.ReadFile("/proc/self/mounts")
+	for line := range strings.Lines(string(mounts)) {
 		f := strings.Fields(line)
 		if len(f) > 3 && f[0] == device && strings.HasPrefix(f[3]+",", "rw,") {
 			return unescape(f[1])

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -24,6 +25,7 @@ import (
 	"lifeboat/config"
 	"lifeboat/confine"
 	"lifeboat/disk"
+	"lifeboat/dm"
 	"lifeboat/status"
 	"lifeboat/update"
 	"lifeboat/update/crew"
@@ -196,6 +198,7 @@ type session struct {
 	record *raw.Store
 	store  boot.Store // record, and the boot loader's variables where one chooses; nil as record
 	state  boot.State
+	mapped []string // names of what the device-mapper has for this session
 }
 
 // read reads what early boot left.
@@ -258,6 +261,9 @@ func (s *session) load() error {
 }
 
 func (s *session) close() {
+	for _, name := range s.mapped {
+		_ = dm.Remove(name)
+	}
 	if s.dev != nil {
 		s.dev.Close()
 	}
@@ -396,7 +402,7 @@ func (s *session) show(out io.Writer, asJSON bool) error {
 		if w.Mount != "" {
 			at = " at " + w.Mount
 		}
-		fmt.Fprintf(out, "With     %s%s (%s)\n", w.Slot, at, w.Mapped)
+		fmt.Fprintf(out, "With     %s%s (%s)\n", w.Slot, at, cmp.Or(w.Mapped, "a file on "+w.Device))
 	}
 	if w := r.Watchdog; w != nil {
 		how := "it protects early boot only"

@@ -73,6 +73,7 @@ type device struct {
 	watch   *disk.Watcher
 	doors   *doors
 	found   resolved
+	slots   map[string]disk.Block // as they are written and read: those that are files as devices of their own
 	report  *status.Report
 	words   []byte  // the kernel's last ones, of the last boot
 	usb     *sticks // nil: no stick can be seen
@@ -119,6 +120,7 @@ func run() {
 	var started update.Started
 	for {
 		d.resolve()
+		d.mapFiles()
 		d.ended("devices")
 		ctx, cancel := context.WithCancelCause(context.Background())
 		d.moved, d.lost = cancel, false
@@ -172,11 +174,11 @@ func (d *device) device() *update.Device {
 		Name: d.slotName, Bootname: d.bootname, Step: d.show.step, Progress: d.show.progress, Clock: (*rest)(d), Letter: d.show.letter,
 	}
 	for _, s := range d.cfg.BootSlots() {
-		if b, ok := d.found.slots[s.Name]; ok && (u.Room == 0 || b.Size < u.Room) {
+		if b, ok := d.slots[s.Name]; ok && (u.Room == 0 || b.Size < u.Room) {
 			u.Room = b.Size
 		}
 	}
-	u.Children = update.ChildrenOf(d.cfg, func(slot string) int64 { return d.found.slots[slot].Size })
+	u.Children = update.ChildrenOf(d.cfg, func(slot string) int64 { return d.slots[slot].Size })
 	if s, ok := d.cfg.SlotByName(d.cmd.Slot); ok && s.Bootname != "" {
 		u.Prefer = s.Name
 	} else if d.cmd.Slot != "" {

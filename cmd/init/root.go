@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lifeboat/boot"
+	"lifeboat/boot/loader"
 	"lifeboat/disk"
 	"lifeboat/dm"
 	"lifeboat/slots"
@@ -25,12 +26,29 @@ const (
 )
 
 func (d *device) slotPath(slot string) string {
-	b, ok := d.found.slots[slot]
+	b, ok := d.slots[slot]
 	if !ok {
 		return "/dev/slot-that-is-not-there"
 	}
 	return b.Path()
 }
+
+// mapFiles makes each slot that is a file a device of its own, from where the file lies now.
+func (d *device) mapFiles() {
+	d.slots = map[string]disk.Block{}
+	for slot, b := range d.found.slots {
+		if s, _ := d.cfg.SlotByName(slot); s.File != "" {
+			if err := loader.MapFile(filePrefix+slot, &b, s.File); err != nil {
+				d.con.say("slot " + slot + ": " + err.Error())
+				continue
+			}
+		}
+		d.slots[slot] = b
+	}
+}
+
+// filePrefix and a slot is the device-mapper name of a slot that is a file.
+const filePrefix = "lifeboat-file-"
 
 // mappedName is the device-mapper name of a slot that goes with it.
 func mappedName(class string) string { return "lifeboat-" + class }
@@ -59,6 +77,9 @@ func (s *slotDoor) Start(slot string, f slots.Facts, with []update.Member) (err 
 	}
 	for _, m := range with {
 		c, _ := s.d.cfg.SlotByName(m.Slot)
+		if c.File != "" {
+			continue // the kernel was started from it, and the system has no other use for it
+		}
 		at := c.Mount
 		if at != "" {
 			dir, err := folderIn(newRoot, at)
@@ -131,7 +152,7 @@ func (s *slotDoor) open(slot, name string, f slots.Facts, at string) error {
 }
 
 func (d *device) table(slot string, f slots.Facts, opts ...string) dm.Target {
-	b := d.found.slots[slot]
+	b := d.slots[slot]
 	return dm.VerityTable(fmt.Sprintf("%d:%d", b.Major, b.Minor), f.DataBlocks, f.RootHash, f.Salt, opts...)
 }
 
@@ -187,7 +208,12 @@ func (d *device) handOver(s update.Started) {
 	}
 	restart(rootName, s.Slot, s.Facts)
 	for _, m := range s.With {
-		restart(mappedName(m.Class), m.Slot, m.Facts)
+		if c, _ := d.cfg.SlotByName(m.Slot); c.File == "" {
+			restart(mappedName(m.Class), m.Slot, m.Facts)
+		}
+	}
+	for slot := range d.slots {
+		_ = dm.Remove(filePrefix + slot) // the running system may mount what the files lie in
 	}
 	d.show.shell.close()
 	d.con.say(status.StartingLine(d.cfg.Init))
@@ -219,9 +245,13 @@ func (d *device) leave(s update.Started) error {
 			r.Booted.Authenticity = boot.Authenticity(true)
 		}
 		c, _ := d.cfg.SlotByName(m.Slot)
-		r.Booted.With = append(r.Booted.With, status.With{
+		w := status.With{
 			Slot: m.Slot, RootHash: fmt.Sprintf("%x", m.Facts.RootHash), Device: d.slotPath(m.Slot), Mapped: dm.Path(mappedName(m.Class)), Mount: c.Mount,
-		})
+		}
+		if c.File != "" {
+			w.Device, w.Mapped = d.found.slots[m.Slot].Path(), ""
+		}
+		r.Booted.With = append(r.Booted.With, w)
 	}
 	r.InitRSS = peakRSS()
 	d.clock.phase("hand-over")

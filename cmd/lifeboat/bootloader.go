@@ -27,6 +27,7 @@ func newBootloader() *cobra.Command {
 		}),
 		newBootScr(),
 		newBootloaderSdboot(),
+		newBootloaderUKI(),
 		newBootloaderScript("autoboot.txt", "what the Raspberry Pi's boot loader goes by; the same bytes are autoboot.old", func(s script) ([]byte, error) {
 			return bootloader.Autoboot(s.config, s.disk)
 		}),

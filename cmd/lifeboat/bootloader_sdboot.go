@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -20,8 +21,8 @@ func newBootloaderSdboot() *cobra.Command {
 		Use:   "sdboot --config F --out DIR [flags]",
 		Short: "systemd-boot's loader.conf, and of each slot an entry and its spare",
 		Long: `Writes DIR/loader/loader.conf and DIR/loader/entries: DIR is what goes onto the ESP, with systemd-boot as
-EFI/BOOT/BOOTX64.EFI, and of each slot EFI/lifeboat/BOOTNAME/vmlinuz and initramfs, or with --uki
-EFI/lifeboat/BOOTNAME.efi.`,
+EFI/BOOT/BOOTX64.EFI, and of each slot the unified image that file= of the slot that goes with it names. Without
+such a slot it is EFI/lifeboat/BOOTNAME/vmlinuz and initramfs, or with --uki EFI/lifeboat/BOOTNAME.efi.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := readConfig(cmd, conf)
@@ -58,15 +59,22 @@ func sdbootFiles(c *config.Config, cmdline string, uki bool) map[string]string {
 		// All have the same sort-key, and none a version: what is left is the entry's name. 0: before what is not ours.
 		entry := fmt.Sprintf("title %s\nsort-key 0\n", s.Bootname)
 		kernel := "/EFI/lifeboat/" + s.Bootname
+		unified := ""
 		if uki {
-			entry += "efi " + kernel + ".efi\n"
+			unified = kernel + ".efi"
+		}
+		for _, g := range c.Group(s.Name) {
+			unified = cmp.Or(g.File, unified)
+		}
+		if unified != "" {
+			entry += "efi " + unified + "\n"
 		} else {
 			entry += "linux " + kernel + "/vmlinuz\ninitrd " + kernel + "/initramfs\n"
 		}
-		if !uki || cmdline != "" {
+		if unified == "" || cmdline != "" {
 			entry += "options " + strings.TrimSpace(cmdline+" rauc.slot="+s.Bootname) + "\n"
 		}
-		files[fmt.Sprintf("%s/%02d-%s+3-0.conf", sdboot.Dir[1:], 50+len(slots)-i, s.Bootname)] = entry
+		files[fmt.Sprintf("%s/%02d-%s+%d-0.conf", sdboot.Dir[1:], 50+len(slots)-i, s.Bootname, c.BootAttempts)] = entry
 		files[fmt.Sprintf("%s/00-%s.off", sdboot.Dir[1:], s.Bootname)] = entry
 	}
 	return files

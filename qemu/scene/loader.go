@@ -40,6 +40,40 @@ func LoaderConfig(loader string) map[string]string {
 	return c
 }
 
+// FileConfig is [LoaderConfig] where the slots boot.N are files of the ESP, of [UKISize] bytes each.
+func FileConfig(loader string) map[string]string {
+	c := LoaderConfig(loader)
+	for n, name := range map[string]string{"0": "A", "1": "B"} {
+		c["slot.boot."+n+" device"] = "PARTLABEL=esp"
+		c["slot.boot."+n+" file"] = UKIFile(name)
+	}
+	return c
+}
+
+// UKISize is how many bytes a slot in a file has: a unified image of the scene's, hash tree and seal.
+const UKISize = 14 << 20
+
+// UKIFile is the file of the slot that goes with the one of that bootname. Each has a folder of its own: the kernel writes
+// the time into its sector when the running system writes the file.
+func UKIFile(bootname string) string { return "/EFI/lifeboat/" + bootname + "/linux.efi" }
+
+// UKI makes a unified image of the scene's kernel and an initramfs, the scene's own where initrd is "".
+func (s *Scene) UKI(name, initrd, cmdline string) (string, error) {
+	loaders, err := Loaders()
+	if err != nil {
+		return "", err
+	}
+	if initrd == "" {
+		initrd = s.Initrd
+	}
+	out := s.Path(name)
+	if text, err := exec.Command(filepath.Join(s.Bin, "lifeboat"), "bootloader", "uki", "--stub", filepath.Join(loaders, "usr/lib/systemd/boot/efi/linuxx64.efi.stub"),
+		"--linux", filepath.Join(s.Kernel.Root, "vmlinuz"), "--initrd", initrd, "--cmdline", cmdline, "--os-release", "/etc/os-release", "--out", out).CombinedOutput(); err != nil {
+		return "", fmt.Errorf("lifeboat bootloader uki: %w\n%s", err, text)
+	}
+	return out, nil
+}
+
 // BootImage makes the image of a boot slot: a FAT file system with the scene's kernel and an initramfs, the scene's own
 // where initrd is "". It goes into a bundle as BundleOptions.With["boot"].
 func (s *Scene) BootImage(name, initrd string) (string, error) {
@@ -70,8 +104,8 @@ func (s *Scene) FAT(name string, size int64, files map[string][]byte) (string, e
 	if err := os.Truncate(out, size); err != nil {
 		return "", err
 	}
-	// -i: the same input gives the same image.
-	if text, err := exec.Command("mkfs.fat", "-i", "11febea7", "-n", "BOOT", out).CombinedOutput(); err != nil {
+	// -i: the same input gives the same image. -s: slots that are files lie in whole blocks of 4096 bytes.
+	if text, err := exec.Command("mkfs.fat", "-s", "8", "-i", "11febea7", "-n", "BOOT", out).CombinedOutput(); err != nil {
 		return "", fmt.Errorf("mkfs.fat: %w\n%s", err, text)
 	}
 	return out, writeFAT(out, files)

@@ -18,22 +18,70 @@ import (
 	"lifeboat/qemu/testsystem"
 )
 
-// sdbootDisk makes a disk from which OVMF starts systemd-boot, whose entries are made by `lifeboat bootloader sdboot`.
-func sdbootDisk(t *testing.T, s *scene.Scene, fill string) string {
+// espDevice is a device that OVMF starts, whose slots' kernels are unified images in files of the ESP. Each version's image
+// says on its command line whose it is.
+type espDevice struct {
+	*staged
+	*scene.Device
+	t     *testing.T
+	image string
+}
+
+// startESP starts one with system 1.0 in slot A. esp are the files beside those of the slots. With first, a stick with it is
+// in from the beginning.
+func startESP(t *testing.T, loader string, esp map[string][]byte, first testsystem.Behaviour) *espDevice {
 	t.Helper()
-	loaders, err := scene.Loaders()
+	qemu.NeedKernel(t, "generic")
+	conf := scene.FileConfig(loader)
+	conf["system boot-attempts"] = "1"
+	s, err := scene.New(filepath.Join(workDir, fileName(t)), scene.Options{Config: conf})
 	if err != nil {
 		t.Fatal(err)
 	}
-	out := s.Path("entries")
-	if text, err := exec.Command(filepath.Join(s.Bin, "lifeboat"), "bootloader", "sdboot", "--config", s.Conf, "--out", out,
-		"--cmdline", scene.FirmwareCmdline).CombinedOutput(); err != nil {
-		t.Fatalf("lifeboat bootloader sdboot: %v\n%s", err, text)
+	d := &espDevice{staged: &staged{Scene: s}, t: t}
+	if esp == nil {
+		esp = d.sdboot()
+	}
+	for _, slot := range []string{"A", "B"} {
+		esp[scene.UKIFile(slot)[1:]] = make([]byte, scene.UKISize)
+	}
+	fill := d.brings("1.0", testsystem.Good)
+	if d.image, err = s.LoaderDisk("disk.img", esp, map[string]string{"A": fill}, map[string]int64{"rootfs": slotSize}); err != nil {
+		t.Fatal(err)
+	}
+	m, err := s.FirmwareMachine(scene.OVMF, d.image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if first != "" {
+		m.Sticks = []qemu.Stick{{Name: "first", File: d.stick(t, "first", d.brings("2.0", first))}}
+	}
+	d.Device = scene.Start(t, m)
+	return d
+}
+
+// brings makes a bundle of a system and its kernel.
+func (d *espDevice) brings(version string, how testsystem.Behaviour) string {
+	d.t.Helper()
+	kernel, err := d.UKI(version+".efi", "", scene.FirmwareCmdline+" uki="+version)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return d.bundle(d.t, version+".raucb", version, how, testsystem.Options{}, scene.BundleOptions{With: map[string]string{"boot": kernel}})
+}
+
+// sdboot are the files by which OVMF starts systemd-boot, with entries made by `lifeboat bootloader sdboot`.
+func (d *espDevice) sdboot() map[string][]byte {
+	d.t.Helper()
+	loaders, err := scene.Loaders()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	out := d.Path("entries")
+	if text, err := exec.Command(filepath.Join(d.Bin, "lifeboat"), "bootloader", "sdboot", "--config", d.Conf, "--out", out).CombinedOutput(); err != nil {
+		d.t.Fatalf("lifeboat bootloader sdboot: %v\n%s", err, text)
 	}
 	from := map[string]string{"EFI/BOOT/BOOTX64.EFI": filepath.Join(loaders, "usr/lib/systemd/boot/efi/systemd-bootx64.efi")}
-	for _, slot := range []string{"A", "B"} {
-		from["EFI/lifeboat/"+slot+"/vmlinuz"], from["EFI/lifeboat/"+slot+"/initramfs"] = filepath.Join(s.Kernel.Root, "vmlinuz"), s.Initrd
-	}
 	err = filepath.WalkDir(out, func(file string, e os.DirEntry, err error) error {
 		if err == nil && !e.IsDir() {
 			name, _ := filepath.Rel(out, file)
@@ -41,20 +89,59 @@ func sdbootDisk(t *testing.T, s *scene.Scene, fill string) string {
 		}
 		return err
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	esp := map[string][]byte{}
 	for name, file := range from {
-		if esp[name], err = os.ReadFile(file); err != nil {
-			t.Fatal(err)
+		if err == nil {
+			esp[name], err = os.ReadFile(file)
 		}
 	}
-	image, err := s.LoaderDisk("template.img", esp, map[string]string{"A": fill}, map[string]int64{"rootfs": slotSize})
 	if err != nil {
-		t.Fatal(err)
+		d.t.Fatal(err)
 	}
-	return image
+	return esp
+}
+
+// runs waits until a version runs from a slot, with the kernel that came with it.
+func (d *espDevice) runs(slot, version, how string) {
+	d.t.Helper()
+	d.Expect(scene.Patience, fmt.Sprintf(`lifeboat: boot \d+ slot rootfs\.%d \(%s\) version %s %s\n`, slot[0]-'A', slot, version, how))
+	if v := d.Ready(); v != version {
+		d.t.Fatalf("version %s", v)
+	}
+	if line := d.Run("cat", "/proc/cmdline"); !strings.HasSuffix(line, " uki="+version) {
+		d.t.Errorf("version %s has the command line %q", version, line)
+	}
+}
+
+// falls waits until a system that says nothing has had its only try.
+func (d *espDevice) falls(slot, version, runs, with, how string) {
+	d.t.Helper()
+	d.Expect(scene.Patience, `lifeboat: restarting into slot `+slot)
+	d.Expect(scene.Patience, fmt.Sprintf(`lifeboat: boot \d+ slot rootfs\.%d \(%s\) version %s trial tries=0\n`, slot[0]-'A', slot, version))
+	d.Expect(scene.Patience, fmt.Sprintf(`lifeboat: fallback from %s to %s reason=exhausted\n`, slot, runs))
+	d.runs(runs, with, how)
+}
+
+// told is what systemd-boot goes by.
+func (d *espDevice) told() string {
+	d.t.Helper()
+	esp, err := scene.Partition(d.image, "esp")
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	f, err := fat.Open(bytes.NewReader(esp), int64(len(esp)))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	v, err := sdboot.New(sdboot.Unmounted{FS: f}, nil, []string{"A", "B"}).Read()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	text := ""
+	for _, turn := range v.Order {
+		text += fmt.Sprintf("%s%d", turn.Name, turn.Tries)
+	}
+	return text
 }
 
 // needTime skips what takes minutes, unless it is asked for.
@@ -65,58 +152,13 @@ func needTime(t *testing.T) {
 	}
 }
 
-// systemd-boot counts, and each slot goes on with its own kernel: an update that is good, one that never says so and one
-// that panics.
+// systemd-boot counts, and each slot goes on with its own kernel, which the bundle has put into its file on the ESP: an update
+// that never says good.
 func TestSdboot(t *testing.T) {
-	needTime(t)
-	qemu.NeedKernel(t, "generic")
-	s, err := scene.New(filepath.Join(workDir, fileName(t)), scene.Options{Config: map[string]string{"system bootloader": "sdboot"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := &staged{Scene: s}
-	image := sdbootDisk(t, s, d.bundle(t, "1.0.raucb", "1.0", testsystem.Good, testsystem.Options{}, scene.BundleOptions{}))
-	m, err := s.FirmwareMachine(scene.OVMF, image)
-	if err != nil {
-		t.Fatal(err)
-	}
-	vm := scene.Start(t, m)
-	vm.Expect(scene.Patience, `lifeboat: boot 1 slot rootfs\.0 \(A\) version 1\.0`)
-	if v := vm.Ready(); v != "1.0" {
-		t.Fatalf("version %s", v)
-	}
-	vm.PlugStick(qemu.Stick{Name: "good", File: d.update(t, "2.0", testsystem.Good, testsystem.Options{}, scene.BundleOptions{})})
-	vm.Reset()
-	vm.Expect(scene.Patience, `lifeboat: restarting into slot B`)
-	vm.Expect(scene.Patience, `lifeboat: boot \d+ slot rootfs\.1 \(B\) version 2\.0 trial tries=2\n`)
-	if v := vm.Ready(); v != "2.0" {
-		t.Fatalf("version %s", v)
-	}
-	vm.PlugStick(qemu.Stick{Name: "silent", File: d.update(t, "3.0", testsystem.Silent, testsystem.Options{}, scene.BundleOptions{})})
-	vm.Reset()
-	vm.Expect(scene.Patience, `lifeboat: restarting into slot A`)
-	for tries := 2; tries >= 0; tries-- {
-		vm.Expect(scene.Patience, fmt.Sprintf(`lifeboat: boot \d+ slot rootfs\.0 \(A\) version 3\.0 trial tries=%d\n`, tries))
-	}
-	vm.Expect(scene.Patience, `lifeboat: fallback from A to B reason=exhausted\n`)
-	vm.Expect(scene.Patience, `lifeboat: boot \d+ slot rootfs\.1 \(B\) version 2\.0 confirmed\n`)
-	if v := vm.Ready(); v != "2.0" {
-		t.Fatalf("version %s", v)
-	}
-	if b := slot(vm.Status(), "B"); !b.Good || b.Tries != 8 {
-		t.Errorf("B: %+v", b)
-	}
-	esp, err := scene.Partition(image, "esp")
-	if err != nil {
-		t.Fatal(err)
-	}
-	f, err := fat.Open(bytes.NewReader(esp), int64(len(esp)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	v, err := sdboot.New(sdboot.Unmounted{FS: f}, nil, []string{"A", "B"}).Read()
-	if err != nil || len(v.Order) != 2 || v.Order[0].Name != "B" || v.Order[0].Tries != 8 || v.Order[1].Tries != 0 {
-		t.Errorf("systemd-boot is told %v, %v", v, err)
+	d := startESP(t, "sdboot", nil, testsystem.Silent)
+	d.falls("B", "2.0", "A", "1.0", "trial tries=0")
+	if told := d.told(); told != "A8B0" {
+		t.Errorf("systemd-boot is told %s", told)
 	}
 }
 
