@@ -69,6 +69,7 @@ scoreboard: setup ## power cuts in the peers' boot states, with their own tools;
 
 powercut: setup build ## the campaign: crash images under the real kernel, kills; out/powercut/index.html (hours; IMAGES= COLD= SHARD=i/n)
 	$(GO) run ./qemu/powercut campaign --images $(IMAGES) --cold $(COLD) --shard $(SHARD) --resume
+	for l in grub uboot; do $(GO) run ./qemu/powercut campaign --loader $$l --out out/powercut/$$l --resume || exit 1; done
 	$(GO) run ./qemu/powercut kills --runs $(KILLS)
 	$(GO) test -count=1 -v -timeout 45m -run 'Model|TestCrash$$' ./boot ./powercut >out/powercut/nets.txt
 	$(GO) run ./qemu/powercut report

@@ -125,7 +125,7 @@ func Open(c *config.Config, keyring []byte, image *crash.Image) (*Device, error)
 		errs = append(errs, find(stagingPart, c.StagingDevice))
 	}
 	if d.policy.Loader {
-		errs = append(errs, find(loaderPart, c.Loader.Device))
+		errs = append(errs, find(LoaderPart, c.Loader.Device))
 	}
 	for _, s := range c.BootSlots() {
 		errs = append(errs, find(s.Name, s.Device))
@@ -539,7 +539,7 @@ func (d *Device) allowed(off, n int64) (slot string, ok bool) {
 	if off == p.Off+raw.WordsAt && n == boot.RecordSize || off >= p.Off+raw.TrustStart && off+n <= p.Off+raw.TrustEnd {
 		return "", true
 	}
-	if p := d.parts[loaderPart]; d.Loader != nil && off >= p.Off && off+n <= p.Off+p.Len {
+	if p := d.parts[LoaderPart]; d.Loader != nil && off >= p.Off && off+n <= p.Off+p.Len {
 		return "", true
 	}
 	for _, name := range d.policy.Slots {

@@ -3,6 +3,8 @@ package powercut
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"slices"
 
 	"lifeboat/boot"
 	"lifeboat/boot/barebox"
@@ -11,6 +13,7 @@ import (
 	"lifeboat/boot/raw"
 	"lifeboat/boot/uboot"
 	"lifeboat/disk"
+	"lifeboat/fat"
 	"lifeboat/update"
 )
 
@@ -22,8 +25,8 @@ type Loader struct {
 	Start func(area disk.Device, names []string) (started string, err error)
 }
 
-// loaderPart names the boot loader's partition.
-const loaderPart = "bootloader"
+// LoaderPart names the boot loader's partition; see [Device.Part].
+const LoaderPart = "bootloader"
 
 // store is the record's, and the boot loader's where one chooses.
 func (d *Device) store(on disk.Device) (boot.Store, error) {
@@ -31,7 +34,7 @@ func (d *Device) store(on disk.Device) (boot.Store, error) {
 	if err != nil || d.Loader == nil {
 		return record, err
 	}
-	l, err := d.Loader.Open(d.section(on, loaderPart), d.policy.Bootnames)
+	l, err := d.Loader.Open(d.section(on, LoaderPart), d.policy.Bootnames)
 	if err != nil {
 		return nil, err
 	}
@@ -40,7 +43,7 @@ func (d *Device) store(on disk.Device) (boot.Store, error) {
 
 // starts lets the boot loader start a kernel, and tells the sequence which.
 func (d *Device) starts(u *update.Device, on disk.Device, b *Boot) error {
-	name, err := d.Loader.Start(d.section(on, loaderPart), d.policy.Bootnames)
+	name, err := d.Loader.Start(d.section(on, LoaderPart), d.policy.Bootnames)
 	if err != nil {
 		return err
 	}
@@ -57,29 +60,75 @@ func (d *Device) starts(u *update.Device, on disk.Device, b *Boot) error {
 	return nil
 }
 
-// areas are two copies of size bytes each, as far apart as two files are.
-func areas(d disk.Device, size int64) []disk.Device {
-	return []disk.Device{disk.Section(d, 0, size), disk.Section(d, 64<<10, size)}
+// places finds the two copies of a loader's variables in its partition, size bytes each.
+type places func(area disk.Device, size int64) ([]disk.Device, error)
+
+// apart are two copies as far apart as two files are.
+func apart(d disk.Device, size int64) ([]disk.Device, error) {
+	return []disk.Device{disk.Section(d, 0, size), disk.Section(d, 64<<10, size)}, nil
 }
+
+// files are copies in a FAT file system. One that is not there, or has another size, can neither be read nor written.
+func files(names ...string) places {
+	return func(area disk.Device, size int64) (all []disk.Device, err error) {
+		esp, err := fat.Open(area, area.Size())
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range names {
+			f, err := esp.Open(name)
+			if err != nil || f.Size() != size {
+				all = append(all, missing{})
+			} else {
+				all = append(all, &inFAT{f, area})
+			}
+		}
+		return all, nil
+	}
+}
+
+type inFAT struct {
+	*fat.File
+	area disk.Device
+}
+
+func (f *inFAT) Flush() error { return f.area.Flush() }
+
+// missing is a file that is not there.
+type missing struct{}
+
+func (missing) ReadAt([]byte, int64) (int, error)  { return 0, fs.ErrNotExist }
+func (missing) WriteAt([]byte, int64) (int, error) { return 0, fs.ErrNotExist }
+func (missing) Flush() error                       { return fs.ErrNotExist }
+func (missing) Size() int64                        { return 0 }
 
 // starting makes the Start of a loader of what it does to the bytes of its copies. What it changed it writes, and that is
 // durable before a kernel is started.
-func starting(size int64, whole func([]byte) bool, run func(copies [][]byte, names []string, loads func(string) bool) string) func(disk.Device, []string) (string, error) {
+func starting(at places, size int64, whole func([]byte) bool, run func(copies [][]byte, names []string, loads func(string) bool) string) func(disk.Device, []string) (string, error) {
 	return func(area disk.Device, names []string) (string, error) {
+		places, err := at(area, size)
+		if err != nil {
+			return "", err
+		}
 		var copies, before [][]byte
-		for _, d := range areas(area, size) {
+		for _, d := range places {
 			b := make([]byte, size)
-			if _, err := d.ReadAt(b, 0); err != nil {
+			if _, err := d.ReadAt(b, 0); errors.Is(err, fs.ErrNotExist) {
+				b = nil
+			} else if err != nil {
 				return "", err
 			}
-			copies, before = append(copies, append([]byte(nil), b...)), append(before, b)
+			copies, before = append(copies, slices.Clone(b)), append(before, b)
 		}
 		started := run(copies, names, func(string) bool { return true })
-		places, order := areas(area, size), []int{0, 1}
+		order := []int{0, 1}
 		if whole(before[0]) {
 			order = []int{1, 0} // never the only one that is whole
 		}
 		for _, i := range order {
+			if before[i] == nil {
+				continue
+			}
 			d := places[i]
 			for at := 0; at < len(copies[i]); at += 512 {
 				if now := copies[i][at:min(at+512, len(copies[i]))]; string(now) != string(before[i][at:at+len(now)]) {
@@ -101,20 +150,8 @@ const ubootSize = 4096
 // Loaders are the boot loaders whose variables lie on the disk, by the name that bootloader= has for them: two copies at 0
 // and 64 KiB of their area; barebox's three 4 KiB apart.
 var Loaders = map[string]*Loader{
-	"grub": {
-		Open:  func(area disk.Device, names []string) (boot.Loader, error) { return grub.New(areas(area, 1024), names) },
-		Start: starting(1024, func([]byte) bool { return false }, grub.Run),
-	},
-	"uboot": {
-		Open: func(area disk.Device, names []string) (boot.Loader, error) {
-			return uboot.New(areas(area, ubootSize), names, "rauc")
-		},
-		Start: starting(ubootSize, func(b []byte) bool { _, ok := uboot.Parse(b, true); return ok }, func(copies [][]byte, names []string, loads func(string) bool) string {
-			started, after := uboot.Run([2][]byte(copies), ubootSize, names, loads)
-			copies[0], copies[1] = after[0], after[1]
-			return started
-		}),
-	},
+	"grub":  grubLoader(apart),
+	"uboot": ubootLoader(apart, ubootSize),
 	"barebox": {
 		Open: func(area disk.Device, names []string) (boot.Loader, error) {
 			return barebox.New(area, bareboxLayout(names), names)
@@ -123,6 +160,53 @@ var Loaders = map[string]*Loader{
 			return barebox.Run(area, bareboxLayout(names), names, func(string) bool { return true })
 		},
 	},
+}
+
+// InFiles are boot loaders whose variables are files of the default names in the FAT file system of their partition, as
+// those of real devices are.
+var InFiles = map[string]*Loader{
+	"grub":  grubLoader(files(grub.File, grub.Shadow)),
+	"uboot": ubootLoader(files(uboot.Files...), uboot.Size),
+}
+
+func grubLoader(at places) *Loader {
+	return &Loader{
+		Open: func(area disk.Device, names []string) (boot.Loader, error) {
+			copies, err := at(area, grub.Size)
+			if err != nil {
+				return nil, err
+			}
+			return grub.New(copies, names)
+		},
+		Start: starting(at, grub.Size, func([]byte) bool { return false }, grub.Run),
+	}
+}
+
+func ubootLoader(at places, size int64) *Loader {
+	return &Loader{
+		Open: func(area disk.Device, names []string) (boot.Loader, error) {
+			copies, err := at(area, size)
+			if err != nil {
+				return nil, err
+			}
+			return uboot.New(copies, names, uboot.RAUC)
+		},
+		Start: starting(at, size, func(b []byte) bool { _, ok := uboot.Parse(b, true); return ok }, func(copies [][]byte, names []string, loads func(string) bool) string {
+			started, after := uboot.Run([2][]byte(copies), int(size), names, loads)
+			copies[0], copies[1] = after[0], after[1]
+			return started
+		}),
+	}
+}
+
+// Behind puts the device behind a boot loader. on is a disk of it.
+func (d *Device) Behind(l *Loader, on disk.Device) error {
+	o, err := l.Open(d.section(on, LoaderPart), d.policy.Bootnames)
+	if err != nil {
+		return err
+	}
+	d.Loader, d.policy.Most = l, o.Most()
+	return nil
 }
 
 // bareboxLayout is what a device tree may say of these slots.

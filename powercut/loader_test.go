@@ -22,10 +22,7 @@ func loaderScenarios(t *testing.T) (all []scenario) {
 		device := func(k *kit) (*Device, *crash.Image) {
 			disk := k.disk(map[string]string{"A": k.bundle("1", 0, Healthy)})
 			d := k.device(disk, nil)
-			d.Loader = l
-			o, err := l.Open(d.section(disk, loaderPart), d.policy.Bootnames)
-			k.must(err)
-			d.policy.Most = o.Most()
+			k.must(d.Behind(l, disk))
 			return d, k.settled(d, disk, "1")
 		}
 		conf := map[string]string{"system bootloader": name}
@@ -39,7 +36,7 @@ func loaderScenarios(t *testing.T) (all []scenario) {
 			bare := *d
 			bare.Stick = nil
 			lost := both.Clone()
-			lost.WriteAt(make([]byte, 128<<10), d.Part(loaderPart).Off)
+			lost.WriteAt(make([]byte, 128<<10), d.Part(LoaderPart).Off)
 			add("variables lost", &bare, lost, Want{Version: "2"}, nil)
 			if name != "grub" && *states <= 1_000_000 {
 				continue // their formats have crash tests of their own
@@ -84,8 +81,7 @@ func TestLoaderIsTold(t *testing.T) {
 			k := newKit(t, map[string]string{"system bootloader": name})
 			image := k.disk(map[string]string{"A": k.bundle("1", 0, Healthy)})
 			d := k.device(image, nil)
-			d.Loader = counting
-			d.policy.Most = 9
+			k.must(d.Behind(counting, image))
 			image = k.settled(d, image, "1")
 			d.Stick = k.stick(k.bundle("2", 0, Silent))
 			r := crash.Record(image)

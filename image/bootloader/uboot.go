@@ -211,9 +211,10 @@ func (s *ubootScript) start(i int) string {
 		setenv lb_size ${filesize}
 		if load ${devtype} ${devnum}:${lb_part} %s /%s; then
 		setenv bootargs "%srauc.slot=%s"
+		echo "lifeboat: U-Boot starts slot %s"
 		%s
 		fi
-		fi`, find(s.parts[i]), s.arch.kernel, kernelFile, s.arch.initrd, initrdFile, space(s.o.Append), s.names[i],
+		fi`, find(s.parts[i]), s.arch.kernel, kernelFile, s.arch.initrd, initrdFile, space(s.o.Append), s.names[i], s.names[i],
 		cmp.Or(s.o.Start, s.arch.start))
 }
 

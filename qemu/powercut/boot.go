@@ -35,8 +35,9 @@ type seen struct {
 }
 
 // boot starts a crash image without a stick, which must give what the moment allows; and then, on the same disk as the
-// first boot and a cut left it, with the stick until its version is confirmed.
-func (s *stage) boot(image *crash.Image, m moment, w way, dir string) (r seen) {
+// first boot and a cut left it, with the stick until its version is confirmed. A boot loader is always started from power
+// on; what it and its device then do in memory, where there is one, has to be the same.
+func (s *stage) boot(image *crash.Image, m moment, w way, in *memory, dir string) (r seen) {
 	defer func(start time.Time) { r.Seconds = since(start) }(time.Now())
 	disk := filepath.Join(dir, "disk.img")
 	if r.Err = image.SaveFile(disk); r.Err != nil {
@@ -59,11 +60,28 @@ func (s *stage) boot(image *crash.Image, m moment, w way, dir string) (r seen) {
 	case r.Up != "" && !slices.Contains(m.Alone, r.Up):
 		r.Err = fmt.Errorf("version %s came up, allowed is %s", r.Up, strings.Join(m.Alone, " or "))
 	}
+	if r.Err == nil && s.Loader != "" && in != nil {
+		r.Err = s.compare(in, image, c, disk, r.Up)
+	}
 	if r.Err != nil || !w.Update {
 		return r
 	}
 	r.Boots, r.Err = c.update(s, m.Stick, maxBoots)
 	return r
+}
+
+// compare cuts the power of a device that a boot loader started from an image and asserts what stage.fits does, and that
+// the same version comes up in memory.
+func (s *stage) compare(in *memory, image *crash.Image, c *computer, disk, version string) error {
+	c.Cut()
+	if want, err := in.up(image); err != nil || want != version {
+		return fmt.Errorf("version %q came up, in memory %q: %v", version, want, err)
+	}
+	after, err := crash.LoadFile(disk)
+	if err != nil {
+		return err
+	}
+	return s.fits(in, after, c.Console(), version)
 }
 
 // computer is a virtual device that is started again and again from the template, or from power on.
@@ -74,9 +92,12 @@ type computer struct {
 
 // start switches a device on. A guest's reset ends it.
 func (s *stage) start(disk, dir string, cold bool, change ...func(*qemu.Machine)) (*computer, error) {
-	m := s.device(disk)
+	m, err := s.device(disk)
+	if err != nil {
+		return nil, err
+	}
 	m.Dir, m.NoReboot = dir, true
-	if !cold {
+	if !cold && s.Loader == "" {
 		m.From = s.Template
 	}
 	for _, f := range change {

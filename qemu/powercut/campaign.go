@@ -131,7 +131,7 @@ type campaign struct {
 	Random         int
 	Jobs           int // at a time
 	Stories        []string
-	judge          func(crash.State) error // in memory; may be nil
+	memory         *memory // judges too; may be nil
 	say            func(format string, args ...any)
 	place          func() (release func(), err error) // for one virtual device
 	shard, verdict string                             // file names: result and verdicts
@@ -159,7 +159,10 @@ func (c *campaign) plans(s *stage) ([]*plan, error) {
 		}
 		plans = append(plans, p)
 	}
-	choose(plans, c.Images, c.Cold)
+	if s.Loader != "" {
+		c.Cold = c.Images // there is no template behind a boot loader
+	}
+	choose(plans, c.Images, c.Cold, s.Loader != "")
 	return plans, nil
 }
 
@@ -170,7 +173,7 @@ func (c *campaign) run(ctx context.Context, s *stage) (*result, error) {
 		return nil, err
 	}
 	res := &result{
-		Started: time.Now().UTC(), Kernel: s.Kernel.Release, Seed: c.Seed, Limit: c.Limit, Images: c.Images, Judged: c.judge != nil,
+		Started: time.Now().UTC(), Kernel: s.Kernel.Release, Seed: c.Seed, Limit: c.Limit, Images: c.Images, Judged: c.memory != nil,
 		Shards: fmt.Sprintf("%d/%d", c.Shard, c.Shards),
 	}
 	for _, p := range plans {
@@ -247,7 +250,7 @@ func (c *campaign) boots(ctx context.Context, s *stage, plans []*plan, skip func
 					cancel(err)
 					continue
 				}
-				verdicts <- s.verdict(t.job, t.state, c.judge, dir)
+				verdicts <- s.verdict(t.job, t.state, c.memory, dir)
 				release()
 			}
 		})
@@ -274,16 +277,16 @@ func (c *campaign) boots(ctx context.Context, s *stage, plans []*plan, skip func
 }
 
 // verdict boots one image.
-func (s *stage) verdict(j job, st crash.State, judge func(crash.State) error, dir string) verdict {
+func (s *stage) verdict(j job, st crash.State, m *memory, dir string) verdict {
 	v := verdict{
 		ID: j.ID, Story: j.Story, Moment: j.Moment.What, Epoch: j.Epoch, Op: j.Op, How: j.How, Commit: j.Commit, Cold: j.way.Cold, Update: j.way.Update,
 	}
-	if judge != nil {
-		if err := judge(st); err != nil {
+	if m != nil {
+		if err := m.judge(st); err != nil {
 			v.Judged = err.Error()
 		}
 	}
-	r := s.boot(st.Image, j.Moment, j.way, dir)
+	r := s.boot(st.Image, j.Moment, j.way, m, dir)
 	v.Alone, v.Up, v.Boots, v.Seconds = r.Alone, r.Up, r.Boots, r.Seconds
 	if r.Err != nil {
 		v.Err, v.Console = r.Err.Error(), lastLines(r.console, 60)

@@ -24,6 +24,9 @@ type area struct {
 	size   int64
 }
 
+// esp is the boot loader's partition, which is written where its variables lie.
+const esp = "esp"
+
 // areas of a disk, from its partition table.
 func areas(image *crash.Image) ([]area, error) {
 	parts, err := disk.Partitions(image, image.Size())
@@ -35,7 +38,9 @@ func areas(image *crash.Image) ([]area, error) {
 		switch {
 		case p.Name == "state":
 			all = append(all, area{"state", true, p.Start, p.Size})
-		case strings.HasPrefix(p.Name, "rootfs"):
+		case p.Name == esp:
+			all = append(all, area{p.Name, true, p.Start, p.Size})
+		case strings.HasPrefix(p.Name, "rootfs"), strings.HasPrefix(p.Name, "boot"):
 			seal := p.Size - slots.SealSize
 			all = append(all, area{p.Name, false, p.Start, seal}, area{"seal of " + p.Name, true, p.Start + seal, slots.SealSize})
 		default:
@@ -119,7 +124,9 @@ func (r *recording) layIn(o crash.Options, where []area) *plan {
 	seen := map[string]int{}
 	images := map[crash.Hash]bool{}
 	r.Trace.States(o, func(s crash.State) bool {
-		p.states++
+		if p.states++; r.hopeless(s, where) {
+			return true
+		}
 		e := &p.epochs[s.Epoch]
 		e.States++
 		m, _ := s.Mark.(moment)
@@ -143,6 +150,12 @@ func (r *recording) layIn(o crash.Options, where []area) *plan {
 	return p
 }
 
+// hopeless reports whether a state has lost what lies around a write of a boot loader's variables: the boot loader's own
+// files, which it cannot do without. docs/powercut.md does not promise that.
+func (r *recording) hopeless(s crash.State, where []area) bool {
+	return strings.Contains(s.How, "around it lost") && areaOf(where, r.Trace.Ops[s.Op-1].Off).Name == esp
+}
+
 // stateID names an image at a moment of a story.
 func stateID(story string, s crash.State) string {
 	m, _ := s.Mark.(moment)
@@ -151,9 +164,9 @@ func stateID(story string, s crash.State) string {
 }
 
 // choose takes of all plans together at most most jobs: all at commit points, then all of epochs that commit, then of the
-// rest as many, spread evenly. cold of them are booted from power on; with all commit points and a tenth of the rest an
-// update is made.
-func choose(plans []*plan, most, cold int) {
+// rest as many, spread evenly; where they are few, a third of each. cold of them are booted from power on; with a tenth an
+// update is made, and with all commit points where they are not few.
+func choose(plans []*plan, most, cold int, few bool) {
 	var all []*job
 	for _, p := range plans {
 		for i := range p.jobs {
@@ -161,7 +174,7 @@ func choose(plans []*plan, most, cold int) {
 		}
 	}
 	taken := map[*job]bool{}
-	for _, kind := range []func(*job) bool{
+	for n, kind := range []func(*job) bool{
 		func(j *job) bool { return j.Point },
 		func(j *job) bool { return j.Commit },
 		func(j *job) bool { return true },
@@ -172,7 +185,11 @@ func choose(plans []*plan, most, cold int) {
 				these = append(these, j)
 			}
 		}
-		room := min(most-len(taken), len(these))
+		until := most
+		if few {
+			until = most * (n + 1) / 3
+		}
+		room := min(until-len(taken), len(these))
 		for i := range room {
 			taken[these[i*len(these)/room]] = true
 		}
@@ -180,7 +197,7 @@ func choose(plans []*plan, most, cold int) {
 	// Cold and updated are drawn by name, so that every shard has its part of both.
 	drawn := slices.SortedFunc(maps.Keys(taken), func(a, b *job) int { return cmp.Or(cmp.Compare(a.draw(), b.draw()), cmp.Compare(a.ID, b.ID)) })
 	for i, j := range drawn {
-		j.way = way{Update: j.Point || j.draw()%10 == 0, Cold: i < cold}
+		j.way = way{Update: j.Point && !few || j.draw()%10 == 0, Cold: i < cold}
 	}
 	for _, p := range plans {
 		var kept []job

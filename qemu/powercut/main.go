@@ -2,8 +2,8 @@
 // every write of its disk recorded, and what a cut at any moment may leave on the disk is booted under the real kernel.
 // It is nets 3 and 4 of docs/powercut.md.
 //
-//	powercut record                       stage and record, unless today's programs have been
-//	powercut campaign --images 10000 --cold 500 [--shard i/n] [--out DIR] [--resume]
+//	powercut record [--loader grub|uboot] stage and record, unless today's programs have been
+//	powercut campaign [--images 10000 --cold 500 | --loader grub|uboot] [--shard i/n] [--out DIR] [--resume]
 //	powercut merge --out DIR SHARD.json...
 //	powercut replay --state ID | --story update --entry N [--drop N,N] [--torn BYTE,BYTE]
 //	powercut kills --runs 100
@@ -11,6 +11,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -47,15 +48,21 @@ func say(format string, args ...any) { fmt.Printf(format+"\n", args...) }
 // errFailed ends a command that found failures, which have been printed.
 var errFailed = errors.New("there are failures")
 
+func loaderFlag(f *flag.FlagSet) *string {
+	return f.String("loader", "", "boot loader that starts the device: grub or uboot; default: none")
+}
+
 func recordCommand(_ context.Context, args []string) error {
-	if err := flag.NewFlagSet("record", flag.ExitOnError).Parse(args); err != nil {
+	f := flag.NewFlagSet("record", flag.ExitOnError)
+	loader := loaderFlag(f)
+	if err := f.Parse(args); err != nil {
 		return err
 	}
-	s, err := openStage(say)
+	s, err := openStage(*loader, say)
 	if err != nil {
 		return err
 	}
-	for _, st := range stories {
+	for _, st := range s.stories() {
 		r, err := s.load(st.name, "")
 		if err != nil {
 			return err
@@ -68,10 +75,22 @@ func recordCommand(_ context.Context, args []string) error {
 // choice adds the flags by which images are generated and chosen.
 func choice(f *flag.FlagSet) *campaign {
 	c := &campaign{say: say, place: free, Shard: 1, Shards: 1}
-	f.IntVar(&c.Limit, "limit", 5000, "systematic states of one epoch, spread evenly if there are more")
-	f.IntVar(&c.Random, "random", 100, "random subsets of one epoch's sectors")
+	f.IntVar(&c.Limit, "limit", 0, "systematic states of one epoch, spread evenly if there are more; default 5000, with a boot loader 200")
+	f.IntVar(&c.Random, "random", -1, "random subsets of one epoch's sectors; default 100, with a boot loader 20")
 	f.Uint64Var(&c.Seed, "seed", 1, "of what is random")
 	return c
+}
+
+// complete fills in what was left to the device: where a boot loader starts it from power on, a boot takes three times as long.
+func (c *campaign) complete(s *stage) {
+	images, limit, random := 10000, 5000, 100
+	if s.Loader != "" {
+		images, limit, random = 200, 200, 20
+	}
+	c.Images, c.Limit = cmp.Or(c.Images, images), cmp.Or(c.Limit, limit)
+	if c.Random < 0 {
+		c.Random = random
+	}
 }
 
 const resultFile = "powercut.json"
@@ -81,8 +100,9 @@ func campaignCommand(ctx context.Context, args []string) error {
 	c := choice(f)
 	out := f.String("out", "out/powercut", "folder of the results")
 	shard := f.String("shard", "1/1", "the part of the campaign to run, i/n")
-	names := f.String("stories", "update,rescue", "stories whose cuts are tried")
-	f.IntVar(&c.Images, "images", 10000, "crash images to boot")
+	loader := loaderFlag(f)
+	names := f.String("stories", "", "stories whose cuts are tried, with commas; default: all of the device")
+	f.IntVar(&c.Images, "images", 0, "crash images to boot; default 10000, with a boot loader 200")
 	f.IntVar(&c.Cold, "cold", 500, "of them from power on instead of from the template")
 	f.IntVar(&c.Jobs, "jobs", jobsDefault(), "virtual devices at a time")
 	f.BoolVar(&c.resume, "resume", false, "keep the verdicts that are there")
@@ -92,17 +112,20 @@ func campaignCommand(ctx context.Context, args []string) error {
 	if n, err := fmt.Sscanf(*shard, "%d/%d", &c.Shard, &c.Shards); n != 2 || err != nil || c.Shard < 1 || c.Shard > c.Shards {
 		return fmt.Errorf("--shard %s: want i/n with i from 1 to n", *shard)
 	}
-	c.Stories = strings.Split(*names, ",")
 	name := strings.TrimSuffix(resultFile, ".json")
 	if c.Shards > 1 {
 		name = fmt.Sprintf("shard-%d-of-%d", c.Shard, c.Shards)
 	}
 	c.shard, c.verdict = filepath.Join(*out, name+".json"), filepath.Join(*out, name+".verdicts")
-	s, err := openStage(say)
+	s, err := openStage(*loader, say)
 	if err != nil {
 		return err
 	}
-	if c.judge, err = s.inMemory(); err != nil {
+	c.complete(s)
+	if c.Stories = strings.FieldsFunc(*names, func(r rune) bool { return r == ',' }); len(c.Stories) == 0 {
+		c.Stories = s.names()
+	}
+	if c.memory, err = s.inMemory(); err != nil {
 		return err
 	}
 	res, err := c.run(ctx, s)
@@ -193,10 +216,15 @@ func replayCommand(_ context.Context, args []string) error {
 			*name = "update"
 		}
 	}
-	s, err := openStage(say)
+	st, err := storyNamed(*name)
 	if err != nil {
 		return err
 	}
+	s, err := openStage(st.loader, say)
+	if err != nil {
+		return err
+	}
+	c.complete(s)
 	r, err := s.load(*name, *log)
 	if err != nil {
 		return err
@@ -240,7 +268,11 @@ func replayCommand(_ context.Context, args []string) error {
 	defer os.RemoveAll(dir)
 	m, _ := state.Mark.(moment)
 	say("%s: %s", m.What, state)
-	got := s.boot(state.Image, m, w, dir)
+	memory, err := s.inMemory()
+	if err != nil {
+		return err
+	}
+	got := s.boot(state.Image, m, w, memory, dir)
 	fmt.Println(got.console)
 	if got.Err != nil {
 		return fmt.Errorf("against the law: %w", got.Err)
@@ -266,7 +298,7 @@ func killsCommand(ctx context.Context, args []string) error {
 	if *kind != "" && !slices.Contains(kinds, *kind) {
 		return fmt.Errorf("--kind %s: there is no such kind", *kind)
 	}
-	s, err := openStage(say)
+	s, err := openStage("", say)
 	if err != nil {
 		return err
 	}

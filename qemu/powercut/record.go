@@ -30,6 +30,7 @@ type mark struct {
 // story is something that a device lives through, with its disk's writes recorded.
 type story struct {
 	name, title string
+	loader      string                            // that the device has
 	prepare     func(s *stage, disk string) error // changes the factory's disk; may be nil
 	play        func(d *player)
 }
@@ -37,31 +38,7 @@ type story struct {
 var stories = []story{
 	{
 		name: "update", title: "first boot, an update to 2.0, an update to 3.0 that never says good, fallback to 2.0",
-		play: func(d *player) {
-			d.moment(moment{What: "from the factory", Alone: []string{"1.0"}, Stick: "2.0"})
-			d.up("1.0", true)
-			d.moment(moment{What: "1.0 is good, stick 2.0 is plugged in", Alone: []string{"1.0", "2.0"}, Stick: "2.0"})
-			d.plug("2.0")
-			d.reset()
-			d.expect(`lifeboat: installed 2\.0 to rootfs\.1 \(B\)\n`)
-			d.up("2.0", true)
-			d.moment(moment{What: "2.0 is good, stick 3.0 is plugged in", Alone: []string{"2.0", "3.0"}, Stick: "4.0"})
-			d.pull("2.0")
-			d.plug("3.0")
-			d.reset()
-			d.expect(`lifeboat: installed 3\.0 to rootfs\.0 \(A\)\n`)
-			for try := range 3 {
-				d.up("3.0", false)
-				if try == 0 {
-					d.pull("3.0")
-				}
-			}
-			d.expect(`lifeboat: fallback from A to B reason=exhausted\n`)
-			d.moment(moment{What: "fallen back to 2.0", Alone: []string{"2.0"}, Stick: "4.0"})
-			d.up("2.0", true)
-			d.reset()
-			d.up("2.0", true)
-		},
+		play: func(d *player) { d.updates(3) },
 	},
 	{
 		name: "rescue", title: "no slot can be booted, a stick repairs the device",
@@ -81,6 +58,31 @@ var stories = []story{
 			d.up("2.0", true)
 		},
 	},
+	{
+		name: "grub", loader: "grub", title: "the same where GRUB chooses",
+		play: func(d *player) { d.updates(2) },
+	},
+	{
+		name: "uboot", loader: "uboot", title: "the same where U-Boot chooses",
+		play: func(d *player) { d.updates(2) },
+	},
+}
+
+// stories are those of the stage's device.
+func (s *stage) stories() (some []story) {
+	for _, st := range stories {
+		if st.loader == s.Loader {
+			some = append(some, st)
+		}
+	}
+	return some
+}
+
+func (s *stage) names() (all []string) {
+	for _, st := range s.stories() {
+		all = append(all, st.name)
+	}
+	return all
 }
 
 func storyNamed(name string) (story, error) {
@@ -142,6 +144,33 @@ func (d *player) moment(m moment) {
 	})
 }
 
+// updates is an update that is good and one that never says so, which is tried so often.
+func (d *player) updates(tries int) {
+	d.moment(moment{What: "from the factory", Alone: []string{"1.0"}, Stick: "2.0"})
+	d.up("1.0", true)
+	d.moment(moment{What: "1.0 is good, stick 2.0 is plugged in", Alone: []string{"1.0", "2.0"}, Stick: "2.0"})
+	d.plug("2.0")
+	d.reset()
+	d.expect(`lifeboat: installed 2\.0 to rootfs\.1 \(B\)\n`)
+	d.up("2.0", true)
+	d.moment(moment{What: "2.0 is good, stick 3.0 is plugged in", Alone: []string{"2.0", "3.0"}, Stick: "4.0"})
+	d.pull("2.0")
+	d.plug("3.0")
+	d.reset()
+	d.expect(`lifeboat: installed 3\.0 to rootfs\.0 \(A\)\n`)
+	for try := range tries {
+		d.up("3.0", false)
+		if try == 0 {
+			d.pull("3.0")
+		}
+	}
+	d.expect(`lifeboat: fallback from A to B reason=exhausted\n`)
+	d.moment(moment{What: "fallen back to 2.0", Alone: []string{"2.0"}, Stick: "4.0"})
+	d.up("2.0", true)
+	d.reset()
+	d.up("2.0", true)
+}
+
 func stickName(version string) string { return "stick" + filepath.Ext(version)[1:] + "-" + version[:1] }
 
 func stickOf(s *stage, version string) qemu.Stick {
@@ -185,7 +214,10 @@ func (s *stage) record(st story) error {
 	if err := copyFile(f.base, disk); err != nil {
 		return err
 	}
-	m := s.Machine(disk)
+	m, err := s.machine(disk)
+	if err != nil {
+		return err
+	}
 	m.Log = f.log
 	return run(m, func(vm *qemu.VM) error {
 		d := &player{s: s, vm: vm, log: f.log}

@@ -25,7 +25,11 @@ import (
 type stage struct {
 	*scene.Scene
 	Template *qemu.Template
+	Loader   string // boot loader that starts the device, "": none, QEMU starts the kernel
 }
+
+// firmware starts each boot loader that there may be.
+var firmware = map[string]scene.Firmware{"grub": scene.SeaBIOS, "uboot": scene.UBoot}
 
 const (
 	slotSize  = 5 << 20         // bytes; small, so that there are few states
@@ -44,9 +48,17 @@ func (s *stage) stick(version string) string { return s.Path("stick-" + version 
 // bundle is the update to a version.
 func (s *stage) bundle(version string) string { return s.Path("update-" + version + ".raucb") }
 
-// openStage returns the stage of today's programs below the source tree's out/powercut; what exists is used again.
-// A stage that was not used for a day is removed.
-func openStage(say func(format string, args ...any)) (*stage, error) {
+// image is what a bundle brings for a slot of a class: "rootfs", and with a boot loader "boot".
+func (s *stage) image(class, version string) string {
+	return s.Path("image-" + class + "-" + version + ".img")
+}
+
+// openStage returns the stage of today's programs and of a boot loader ("": none) below the source tree's out/powercut;
+// what exists is used again. A stage that was not used for a day is removed.
+func openStage(loader string, say func(format string, args ...any)) (*stage, error) {
+	if firmware[loader] == "" && loader != "" {
+		return nil, fmt.Errorf("there is no device with the boot loader %q", loader)
+	}
 	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
 		return nil, fmt.Errorf("no virtual device: %w: run make setup", err)
 	}
@@ -74,6 +86,9 @@ func openStage(say func(format string, args ...any)) (*stage, error) {
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
 		return nil, fmt.Errorf("lock %s: %w", lock.Name(), err)
 	}
+	if loader != "" {
+		key += "-" + loader
+	}
 	dir := filepath.Join(all, key)
 	if err := removeOld(all, key); err != nil {
 		return nil, err
@@ -84,11 +99,11 @@ func openStage(say func(format string, args ...any)) (*stage, error) {
 			return nil, err
 		}
 		say("staging keys, systems, disks, sticks and a template in %s", dir)
-		s, err := newStage(dir)
+		s, err := newStage(dir, loader)
 		if err != nil {
 			return nil, err
 		}
-		for _, story := range stories {
+		for _, story := range s.stories() {
 			say("recording %s", story.name)
 			if err := s.record(story); err != nil {
 				return nil, fmt.Errorf("record %s: %w", story.name, err)
@@ -102,7 +117,7 @@ func openStage(say func(format string, args ...any)) (*stage, error) {
 	if err := os.Chtimes(ready, now, now); err != nil {
 		return nil, err
 	}
-	s := &stage{Scene: scene.At(dir, root, kernel)}
+	s := &stage{Scene: scene.At(dir, root, kernel), Loader: loader}
 	s.Template = &qemu.Template{State: s.Path("template.state"), RAM: s.Path("template.ram")}
 	return s, nil
 }
@@ -121,7 +136,7 @@ func stageKey(root string, kernel qemu.Kernel) (string, error) {
 		return err
 	}
 	files := []string{filepath.Join(root, "bin/init"), filepath.Join(root, "bin/bootcount")}
-	for _, pattern := range []string{"qemu/powercut/stage.go", "qemu/powercut/record.go", "qemu/powercut/template/*.go", "qemu/testsystem/system/*.go", "image/initramfs.go"} {
+	for _, pattern := range []string{"qemu/powercut/stage.go", "qemu/powercut/record.go", "qemu/powercut/template/*.go", "qemu/testsystem/system/*.go", "image/initramfs.go", "image/bootloader/*.go", "cmd/lifeboat/bootloader_*.go", "qemu/scene/loader.go"} {
 		some, err := filepath.Glob(filepath.Join(root, pattern))
 		if err != nil {
 			return "", err
@@ -154,18 +169,30 @@ func removeOld(all, key string) error {
 	return nil
 }
 
-func newStage(dir string) (*stage, error) {
-	sc, err := scene.New(dir, scene.Options{Config: map[string]string{"rescue retry": "5s"}})
+func newStage(dir, loader string) (*stage, error) {
+	options := scene.Options{Config: map[string]string{}}
+	if loader != "" {
+		options.Config = scene.LoaderConfig(loader)
+		options.Config["system boot-attempts"] = "2"
+	}
+	options.Config["rescue retry"] = "5s"
+	sc, err := scene.New(dir, options)
 	if err != nil {
 		return nil, err
 	}
-	s := &stage{Scene: sc}
+	s := &stage{Scene: sc, Loader: loader}
 	for version, how := range systems {
-		image, err := s.System("system-"+version+".img", testsystem.Options{Version: version, Behaviour: how})
+		with := map[string]string{}
+		if loader != "" { // each version has its own, so that one can be told from another
+			if with["boot"], err = s.BootImage(filepath.Base(s.image("boot", version)), version); err != nil {
+				return nil, err
+			}
+		}
+		image, err := s.System(filepath.Base(s.image("rootfs", version)), testsystem.Options{Version: version, Behaviour: how})
 		if err != nil {
 			return nil, err
 		}
-		b, err := s.Bundle(filepath.Base(s.bundle(version)), image, scene.BundleOptions{Version: version})
+		b, err := s.Bundle(filepath.Base(s.bundle(version)), image, scene.BundleOptions{Version: version, With: with})
 		if err != nil {
 			return nil, err
 		}
@@ -173,19 +200,35 @@ func newStage(dir string) (*stage, error) {
 			return nil, err
 		}
 	}
+	if loader != "" {
+		return s, nil
+	}
 	return s, s.makeTemplate()
 }
 
 // factory makes a disk with 1.0 in slot A.
 func (s *stage) factory(name string) (string, error) {
-	return s.Disk(name, map[string]string{"A": s.bundle("1.0")}, map[string]int64{"rootfs": slotSize, "staging": dataSize, "data": dataSize})
+	fill := map[string]string{"A": s.bundle("1.0")}
+	sizes := map[string]int64{"rootfs": slotSize, "staging": dataSize, "data": dataSize}
+	if s.Loader != "" {
+		return s.StartedBy(firmware[s.Loader], name, fill, sizes)
+	}
+	return s.Disk(name, fill, sizes)
 }
 
-// device is the virtual device of all of this, with a disk that may be lost.
-func (s *stage) device(disk string) qemu.Machine {
-	m := s.Machine(disk)
+// machine is the virtual device of all of this.
+func (s *stage) machine(disk string) (qemu.Machine, error) {
+	if s.Loader == "" {
+		return s.Machine(disk), nil
+	}
+	return s.FirmwareMachine(firmware[s.Loader], disk)
+}
+
+// device is that with a disk that may be lost.
+func (s *stage) device(disk string) (qemu.Machine, error) {
+	m, err := s.machine(disk)
 	m.Scratch = true
-	return m
+	return m, err
 }
 
 // makeTemplate saves the device where its kernel is up and its modules are loaded.
@@ -207,7 +250,10 @@ func (s *stage) makeTemplate() error {
 	if err := os.Truncate(blank, 1<<20); err != nil {
 		return err
 	}
-	m := s.device(blank)
+	m, err := s.device(blank)
+	if err != nil {
+		return err
+	}
 	m.Initrd, m.RAM = initrd, s.Path("template.ram")
 	m.Append += " rdinit=/template"
 	return run(m, func(vm *qemu.VM) error {

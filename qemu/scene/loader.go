@@ -1,6 +1,7 @@
 package scene
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -10,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 
+	"lifeboat/boot/grub"
+	"lifeboat/boot/uboot"
 	"lifeboat/disk"
 	"lifeboat/qemu"
 )
@@ -74,21 +77,18 @@ func (s *Scene) UKI(name, initrd, cmdline string) (string, error) {
 	return out, nil
 }
 
-// BootImage makes the image of a boot slot: a FAT file system with the scene's kernel and an initramfs, the scene's own
-// where initrd is "". It goes into a bundle as BundleOptions.With["boot"].
-func (s *Scene) BootImage(name, initrd string) (string, error) {
-	if initrd == "" {
-		initrd = s.Initrd
-	}
+// BootImage makes the image of a boot slot: a FAT file system with the scene's kernel and initramfs, and a file that says
+// version. It goes into a bundle as BundleOptions.With["boot"].
+func (s *Scene) BootImage(name, version string) (string, error) {
 	kernel, err := os.ReadFile(filepath.Join(s.Kernel.Root, "vmlinuz")) // a bzImage; Image is for QEMU
 	if err != nil {
 		return "", err
 	}
-	initramfs, err := os.ReadFile(initrd)
+	initramfs, err := os.ReadFile(s.Initrd)
 	if err != nil {
 		return "", err
 	}
-	return s.FAT(name, int64(len(kernel)+len(initramfs))+2<<20, map[string][]byte{KernelFile: kernel, InitrdFile: initramfs})
+	return s.FAT(name, int64(len(kernel)+len(initramfs))+2<<20, map[string][]byte{KernelFile: kernel, InitrdFile: initramfs, "version": []byte(version)})
 }
 
 // FAT makes a FAT file system of at least size bytes, in which path (with "/" between) has content.
@@ -316,4 +316,46 @@ func (s *Scene) LoaderDisk(name string, esp map[string][]byte, fill map[string]s
 	}
 	defer os.Remove(image)
 	return s.disk(name, image, fill, sizes)
+}
+
+// StartedBy is [Scene.Disk] of a device that GRUB (SeaBIOS, OVMF) or U-Boot starts by lifeboat's script: all that
+// lies beside the slots is there, and the variables are blank, with room for both copies.
+func (s *Scene) StartedBy(firmware Firmware, name string, fill map[string]string, sizes map[string]int64) (image string, err error) {
+	script := func(args ...string) ([]byte, error) {
+		args = append([]string{"bootloader", args[0], "--config", s.Conf}, args[1:]...)
+		out, err := exec.Command(filepath.Join(s.Bin, "lifeboat"), args...).Output()
+		if err != nil {
+			return nil, fmt.Errorf("lifeboat %s: %w", strings.Join(args, " "), err)
+		}
+		return out, nil
+	}
+	if firmware == UBoot {
+		file := s.Path("boot.scr")
+		if _, err = script("boot.scr", "--cmdline", Cmdline, "--out", file); err != nil {
+			return "", err
+		}
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return "", err
+		}
+		files := map[string][]byte{"boot.scr": text}
+		for _, env := range uboot.Files {
+			files[env[1:]] = make([]byte, uboot.Size)
+		}
+		return s.LoaderDisk(name, files, fill, sizes)
+	}
+	if image, err = s.LoaderDisk(name, nil, fill, sizes); err != nil {
+		return "", err
+	}
+	text, err := script("grub.cfg", "--disk", image, "--cmdline", FirmwareCmdline)
+	if err != nil {
+		return "", err
+	}
+	blank := bytes.Repeat([]byte("#"), grub.Size)
+	copy(blank, "# GRUB Environment Block\n")
+	err = WriteFAT(image, "esp", map[string][]byte{"grub/grub.cfg": text, grub.File[1:]: blank, grub.Shadow[1:]: blank})
+	if err != nil {
+		return "", err
+	}
+	return image, s.GRUB(image, firmware)
 }
