@@ -131,3 +131,10 @@ func (d *Direct) pread(p []byte, off int64) (int, error) {
 	}
 	return done, nil
 }
+
+// Aligned returns n bytes of memory that a file opened with O_DIRECT can be given.
+func Aligned(n int) []byte {
+	b := make([]byte, n+align)
+	skip := -int(uintptr(unsafe.Pointer(&b[0]))) & (align - 1)
+	return b[skip : skip+n : skip+n]
+}
