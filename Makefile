@@ -24,14 +24,15 @@ help: ## this list
 setup: ## install what tests and demo need; unpack kernels and peers into build/ (Debian 12, root)
 	@scripts/setup.sh
 
-build: build-amd64 build-arm64 ## bin/{init,init-raw,bootcount,lifeboat}, and the same for arm64 in bin/linux-arm64/
+build: build-amd64 build-arm64 ## bin/{init,init-raw,init-full,bootcount,lifeboat}, and the same for arm64 in bin/linux-arm64/
 
 build-amd64: OUT = bin
 build-arm64: OUT = bin/linux-arm64
 build-amd64 build-arm64: build-%:
 	@mkdir -p $(OUT)
-	GOARCH=$* GOEXPERIMENT=nogreenteagc $(GOBUILD) $(INITFLAGS) -o $(OUT)/init ./cmd/init
-	GOARCH=$* GOEXPERIMENT=nogreenteagc $(GOBUILD) $(INITFLAGS) -gcflags=lifeboat/squashfs= -tags raw -o $(OUT)/init-raw ./cmd/init
+	GOARCH=$* GOEXPERIMENT=nogreenteagc $(GOBUILD) $(INITFLAGS) -tags slim -o $(OUT)/init ./cmd/init
+	GOARCH=$* GOEXPERIMENT=nogreenteagc $(GOBUILD) $(INITFLAGS) -o $(OUT)/init-full ./cmd/init
+	GOARCH=$* GOEXPERIMENT=nogreenteagc $(GOBUILD) $(INITFLAGS) -gcflags=lifeboat/squashfs= -tags raw,slim -o $(OUT)/init-raw ./cmd/init
 	GOARCH=$* $(GOBUILD) -o $(OUT)/ ./cmd/bootcount ./cmd/lifeboat
 
 test: setup build ## all tests (PKG=./qemu/... TESTFLAGS=-v for some)
@@ -41,7 +42,7 @@ lint: ## gofumpt, go vet (amd64, arm64), staticcheck, govulncheck
 	@files=$$($(GO) tool gofumpt -l $$(git ls-files '*.go')); [ -z "$$files" ] || { echo "gofumpt -w $$files"; exit 1; }
 	GOARCH=amd64 $(GO) vet ./...
 	GOARCH=arm64 $(GO) vet ./...
-	for tag in raw debug hostile; do $(GO) vet -tags $$tag ./cmd/init || exit 1; done
+	for tag in raw slim raw,slim debug hostile; do $(GO) vet -tags $$tag ./cmd/init || exit 1; done
 	$(GO) tool staticcheck ./...
 	@out=$$($(GO) tool govulncheck ./... 2>&1); rc=$$?; \
 	case "$$rc:$$out" in \

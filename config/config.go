@@ -114,6 +114,10 @@ type Slot struct {
 	Description string
 	ReadOnly    bool
 
+	// A slot of the boot loader itself ([Config.Loaders]): the region in which its two copies lie on Device, a disk, and the
+	// most that an image may have in a boot partition of an eMMC; bytes.
+	RegionStart, RegionSize, SizeLimit int64
+
 	// bootloader=efi: the file that the firmware starts, and what it is told. The file is in the partition of the slot that
 	// goes with this one and is not mounted, by default vmlinuz, or that slot's File; where there is none, on the boot
 	// loader's Device.
@@ -526,8 +530,12 @@ func (c *Config) slotKey(slot *Slot, e entry) error {
 		return text(&slot.EFILoader, e.value, 255)
 	case "efi-cmdline":
 		return text(&slot.EFICmdline, e.value, 2048)
-	case "allow-mounted", "extra-mkfs-opts", "extra-mount-opts", "install-same", "force-install-same", "ignore-checksum",
-		"resize", "region-start", "region-size", "size-limit":
+	case "region-start", "region-size", "size-limit":
+		if Slim {
+			return nil
+		}
+		return slot.loaderKey(e)
+	case "allow-mounted", "extra-mkfs-opts", "extra-mount-opts", "install-same", "force-install-same", "ignore-checksum", "resize":
 		c.warn(e.line, "[slot.%s] %s means nothing here", slot.Name, e.key)
 		return nil
 	}
@@ -551,6 +559,9 @@ func (c *Config) checkSlots(lines map[string]int) error {
 	}
 	for _, s := range c.Slots {
 		line := lines[s.Name]
+		if strings.HasPrefix(s.Type, "boot-") {
+			continue // a slot of the boot loader: on the disk of all the others
+		}
 		key := deviceKey(s.Device)
 		by, dup := devices[key]
 		if s.File != "" {
@@ -598,6 +609,11 @@ func (c *Config) checkSlots(lines map[string]int) error {
 	}
 	if len(perClass) > 1 {
 		return fmt.Errorf("slots of %d classes have a bootname: a bundle's image for one could not be booted in the other", len(perClass))
+	}
+	if !Slim {
+		if err := c.checkLoaders(lines, perClass); err != nil {
+			return err
+		}
 	}
 	return c.checkGroups(lines)
 }

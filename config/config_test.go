@@ -98,6 +98,12 @@ func TestParse(t *testing.T) {
 			app := Slot{Name: "app.10", Class: "app", Index: 10, Device: "/dev/vda9", Type: "ext4", Parent: "rootfs.0", Mount: "/opt/app", ReadOnly: true, Description: "a b"}
 			c.Slots = append([]Slot{app, {Name: "app.11", Class: "app", Index: 11, Device: "/dev/vda10", Type: "raw", Parent: "rootfs.1"}}, c.Slots...)
 		}},
+		{"slots of the boot loader", minimal + "[slot.bootloader.0]\ndevice=/dev/mmcblk0\ntype=boot-gpt-switch\nregion-start=1024K\nregion-size=64m\n[slot.spl.0]\ndevice=/dev/mmcblk0\ntype=boot-raw-fallback\nregion-start=32k\nregion-size=65536\n" +
+			"[slot.tpl.0]\ndevice=/dev/mmcblk0\ntype=boot-emmc\nsize-limit=1G\n", func(c *Config) {
+			c.Slots = append([]Slot{{Name: "bootloader.0", Class: "bootloader", Device: "/dev/mmcblk0", Type: "boot-gpt-switch", RegionStart: 1 << 20, RegionSize: 64 << 20}}, c.Slots...)
+			c.Slots = append(c.Slots, Slot{Name: "spl.0", Class: "spl", Device: "/dev/mmcblk0", Type: "boot-raw-fallback", RegionStart: 32 << 10, RegionSize: 64 << 10},
+				Slot{Name: "tpl.0", Class: "tpl", Device: "/dev/mmcblk0", Type: "boot-emmc", SizeLimit: 1 << 30})
+		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			got, err := Parse([]byte(test.raw))
@@ -111,6 +117,11 @@ func TestParse(t *testing.T) {
 			}
 		})
 	}
+}
+
+// loader is a slot of the boot loader.
+func loader(device, kind, more string) string {
+	return minimal + "[slot.bootloader.0]\ndevice=" + device + "\ntype=" + kind + "\n" + more
 }
 
 func TestParseRefuses(t *testing.T) {
@@ -206,6 +217,19 @@ func TestParseRefuses(t *testing.T) {
 		{"one file twice", strings.Replace(fileSlots(""), "file=/B.efi", "file=/a.EFI", 1), "[slot.boot.0] and [slot.boot.1] both have device PARTLABEL=esp/a.EFI"},
 		{"a slot under files", fileSlots("") + "[slot.z.0]\ndevice=PARTLABEL=esp\n", "slots in files and [slot.z.0] both have device PARTLABEL=esp"},
 		{"files on a slot", fileSlots("") + "[slot.a.0]\ndevice=PARTLABEL=esp\n", "[slot.a.0] and [slot.boot.0] both have device PARTLABEL=esp/A.efi"},
+		{"boot loader on a partition", loader("PARTLABEL=boot", "boot-emmc", ""), "device= is the disk"},
+		{"boot loader with a parent", loader("/dev/x", "boot-emmc", "parent=rootfs.0\n"), "it goes with no other slot"},
+		{"boot loader without a region", loader("/dev/x", "boot-mbr-switch", "region-start=1M\n"), "region-start= and region-size= are two halves"},
+		{"half a sector", loader("/dev/x", "boot-mbr-switch", "region-start=100\nregion-size=1M\n"), "whole sectors of 512 bytes"},
+		{"halves of half a sector", loader("/dev/x", "boot-raw-fallback", "region-start=1M\nregion-size=512\n"), "whole sectors of 512 bytes"},
+		{"no number of bytes", loader("/dev/x", "boot-mbr-switch", "region-start=1MB\n"), `[slot.bootloader.0] region-start: "1MB" is no number of bytes`},
+		{"too many bytes", loader("/dev/x", "boot-mbr-switch", "region-start=2048T\n"), "is no number of bytes"},
+		{"nothing but a unit", loader("/dev/x", "boot-mbr-switch", "region-start=K\n"), "is no number of bytes"},
+		{"two slots of a boot loader's class", loader("/dev/x", "boot-emmc", "[slot.bootloader.1]\ndevice=/dev/y\n"), "there is one slot of its class"},
+		{"a boot loader of the booted class", minimal + "[slot.rootfs.2]\ndevice=/dev/x\ntype=boot-emmc\n", "there is one slot of its class"},
+		{"regions that meet", loader("/dev/x", "boot-raw-fallback", "region-start=1M\nregion-size=1M\n[slot.spl.0]\ndevice=/dev/x\ntype=boot-raw-fallback\nregion-start=2044K\nregion-size=1M\n"), "it lies where another one does"},
+		{"two switches in one table", loader("/dev/x", "boot-mbr-switch", "region-start=1M\nregion-size=1M\n[slot.spl.0]\ndevice=/dev/x\ntype=boot-mbr-switch\nregion-start=8M\nregion-size=1M\n"), "it lies where another one does"},
+		{"four boot loaders", loader("/dev/a", "boot-emmc", "[slot.b.0]\ndevice=/dev/b\ntype=boot-emmc\n[slot.c.0]\ndevice=/dev/c\ntype=boot-emmc\n[slot.d.0]\ndevice=/dev/d\ntype=boot-emmc\n"), "4 slots of the boot loader, at most 3"},
 		{"control character", system("compatible=a\x1bb"), "line 2: control character 0x1b"},
 		{"nul", system("compatible=a\x00b"), "line 2: control character"},
 		{"byte order mark", "\xef\xbb\xbf[system]\n", "line 1: starts with a byte order mark"},
@@ -259,10 +283,13 @@ func TestExample(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(long.Slots) != 4 || long.StagingDevice != "PARTLABEL=staging" || len(long.Warnings) != 0 {
+	if len(long.Slots) != 5 || long.StagingDevice != "PARTLABEL=staging" || len(long.Warnings) != 0 {
 		t.Errorf("keys behind # are not all there: %+v", long)
 	}
-	long.Slots = long.Slots[2:] // appfs.0 and appfs.1
+	if l := long.Loaders(); len(l) != 1 || l[0].RegionStart == 0 || l[0].RegionSize == 0 || l[0].SizeLimit == 0 {
+		t.Errorf("the slot of the boot loader: %+v", l)
+	}
+	long.Slots = long.Slots[3:] // appfs.0, appfs.1, bootloader.0
 	long.Slots[0].Description = ""
 	long.StagingDevice, long.MinVersion = "", ""
 	// What has no default stands there as an example.
@@ -301,6 +328,7 @@ func FuzzConfig(f *testing.F) {
 	}
 	f.Add(example)
 	f.Add([]byte(minimal))
+	f.Add([]byte(loader("/dev/x", "boot-gpt-switch", "region-start=1M\nregion-size=64K\n")))
 	f.Add([]byte("[system]\ncompatible=a\\sb\nbundle-formats=+plain -verity\n[rescue]\nretry=1h30min\n"))
 	f.Add([]byte("[slot.rootfs.0]\nparent=rootfs.0\n\xef\xbb\xbf"))
 	f.Fuzz(func(t *testing.T, raw []byte) {

@@ -326,7 +326,14 @@ func (o *DiskOptions) openBundle(ctx context.Context, f *filling) error {
 				return err
 			}
 		}
-		if n := 1 + len(o.Config.Group(f.slot.Name)); len(m.Images) > n {
+		n := 1 + len(o.Config.Group(f.slot.Name))
+		for _, s := range o.Config.Loaders() {
+			// The boot loader that a bundle brings comes with the device in another way.
+			if _, err := m.Find(s.Class); err == nil {
+				n++
+			}
+		}
+		if len(m.Images) > n {
 			return verify.Refuse(verify.Policy, "it has %d images, the device takes %d", len(m.Images), n)
 		}
 	}

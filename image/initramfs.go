@@ -265,3 +265,15 @@ func compress(ctx context.Context, b []byte, ext string) (packed []byte, how str
 	defer z.Close()
 	return z.EncodeAll(b, nil), "zstd in Go, about -11 (no zstd program here)", nil
 }
+
+// InitFor returns which of the programs that `make build` makes is the /init of a configuration: "init-full" updates boot loaders
+// too, "init" does not, "init-raw" talks to none.
+func InitFor(c *config.Config) string {
+	switch {
+	case len(c.Loaders()) > 0:
+		return "init-full"
+	case c.Bootloader == "raw":
+		return "init-raw"
+	}
+	return "init"
+}

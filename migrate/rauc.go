@@ -203,10 +203,15 @@ func (r *raucConf) keyringKey(where string, p pair) bool {
 func (r *raucConf) slot(name string, keys []pair) {
 	s := slot{name: name}
 	booted := slices.ContainsFunc(keys, func(p pair) bool { return p.key == "bootname" })
+	loader := slices.ContainsFunc(keys, func(p pair) bool { return p.key == "type" && strings.HasPrefix(p.value, "boot-") })
 	for _, p := range keys {
 		where := "[slot." + name + "] " + p.key
 		switch p.key {
 		case "device":
+			if node, ok := strings.CutPrefix(p.value, "/dev/"); loader && (!ok || strings.Contains(node, "/")) {
+				r.note(ByHand, "%s=%s: the boot loader is updated on a disk that early boot knows by its name, /dev/NAME: write it in", where, p.value)
+				return
+			}
 			s.keys = append(s.keys, pair{"device", r.device(where, p.value, name)})
 		case "type":
 			if booted && p.value != "raw" && p.value != "ext4" {
@@ -233,7 +238,7 @@ func (r *raucConf) slot(name string, keys []pair) {
 		case "extra-mkfs-opts", "extra-mount-opts":
 			r.note(Lost, "%s: no file system is made or mounted at install: an image is one of a file system", where)
 		case "region-start", "region-size", "size-limit":
-			r.note(ByHand, "%s=%s: an update of the boot loader is not part of a bundle here", where, p.value)
+			s.keys = append(s.keys, p)
 		default:
 			r.note(Lost, "%s: RAUC's reference does not have it", where)
 		}

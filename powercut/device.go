@@ -46,6 +46,13 @@ type System struct {
 	Size      int64    // bytes of the image, in whole blocks
 	Content   [32]byte // SHA-256 of these
 	With      map[string]Content
+	Loaders   map[string]LoaderImage // that its bundle brings, by class
+}
+
+// LoaderImage is the image of a boot loader.
+type LoaderImage struct {
+	Content
+	Header [32]byte // SHA-256 of its first sector
 }
 
 // Content is an image that goes with that of a system, by its class.
@@ -126,6 +133,9 @@ func Open(c *config.Config, keyring []byte, image *crash.Image) (*Device, error)
 	}
 	if d.policy.Loader {
 		errs = append(errs, find(LoaderPart, c.Loader.Device))
+	}
+	for _, s := range c.Loaders() {
+		errs = append(errs, d.findCopies(s, find))
 	}
 	for _, s := range c.BootSlots() {
 		errs = append(errs, find(s.Name, s.Device))
@@ -233,6 +243,7 @@ func (d *Device) update(doors *doors, b *Boot) (*update.Device, error) {
 		}
 	}
 	u.Children = update.ChildrenOf(d.Config, func(slot string) int64 { return d.parts[slot].Len })
+	u.Loaders, u.Copies = update.LoadersOf(d.Config, func(string) int64 { return 0 }), doors
 	if _, ok := d.parts[stagingPart]; ok {
 		u.Staging = func() (update.Source, error) {
 			return update.Source{ID: [8]byte{'s', 't', 'a', 'g', 'i', 'n', 'g'}, Name: stagingPart, Path: stagingPart}, nil
@@ -501,6 +512,11 @@ func (r *doors) Run(ctx context.Context, role string, input []byte, src update.S
 				return send(kind, body)
 			}
 		}
+	case update.RoleLoader:
+		m.Slot = r.slot(slot)
+	case update.RoleLoaded:
+		m.SlotReader, m.SlotSize = r.slot(src.Slot), r.slot(src.Slot).Size()
+		m.Copy, m.CopySize = r.slot(slot), r.slot(slot).Size()
 	case update.RoleRepair:
 		m.Slot, m.SlotReader, m.SlotSize = r.slot(slot), r.slot(src.Slot), r.slot(src.Slot).Size()
 	case update.RoleSeal, update.RoleAttest, update.RoleCompare:

@@ -36,6 +36,7 @@ type kit struct {
 	bundles map[boot.Hash][32]byte
 	now     time.Time
 
+	noLoader bool // bundles bring none
 	unsigned bool // bundles are rauc's, whose manifests have no root hashes
 	signer   keys.Pair
 	extra    string // lines of [meta.lifeboat]
@@ -44,7 +45,10 @@ type kit struct {
 // allKeys are everybody's: RSA, which is quicker to verify, so that more states fit into the time.
 var allKeys = sync.OnceValues(func() (*keys.Set, error) { return keys.New(keys.Options{RSA: 2048}) })
 
-const imageSize = 64 << 10
+const (
+	imageSize  = 64 << 10
+	loaderSize = 3000 // of a boot loader's image
+)
 
 func newKit(t *testing.T, changes map[string]string) *kit {
 	t.Helper()
@@ -84,6 +88,16 @@ func (k *kit) bundle(version string, epoch int, how Behaviour) string {
 		k.must(os.WriteFile(filepath.Join(in, s.Class+".img"), b, 0o644))
 		with[s.Class] = Content{imageSize, sha256.Sum256(b)}
 	}
+	loaders := map[string]LoaderImage{}
+	for _, s := range k.cfg.Loaders() {
+		if k.noLoader {
+			break
+		}
+		b := image(version + s.Class)[:loaderSize]
+		manifest += fmt.Sprintf("\n[image.%[1]s]\nfilename=%[1]s.img\n", s.Class)
+		k.must(os.WriteFile(filepath.Join(in, s.Class+".img"), b, 0o644))
+		loaders[s.Class] = LoaderImage{Content{loaderSize, sha256.Sum256(b)}, sha256.Sum256(b[:loaderSector])}
+	}
 	if epoch > 0 {
 		manifest += fmt.Sprintf("\n[meta.lifeboat]\nsecurity-epoch=%d\n%s", epoch, k.extra)
 	}
@@ -105,7 +119,7 @@ func (k *kit) bundle(version string, epoch int, how Behaviour) string {
 	whole, err := os.ReadFile(out)
 	k.must(err)
 	k.bundles[b.Manifest.Hash()] = sha256.Sum256(whole)
-	k.systems[b.Manifest.Hash()] = System{Version: version, Epoch: uint32(epoch), Behaviour: how, Size: imageSize, Content: sha256.Sum256(content), With: with}
+	k.systems[b.Manifest.Hash()] = System{Version: version, Epoch: uint32(epoch), Behaviour: how, Size: imageSize, Content: sha256.Sum256(content), With: with, Loaders: loaders}
 	return out
 }
 
@@ -138,6 +152,7 @@ func (k *kit) disk(fill map[string]string) *crash.Image {
 	}
 	_, err := image.Disk(context.Background(), o, out)
 	k.must(err)
+	k.loaderDisks(out)
 	return k.read(out)
 }
 

@@ -30,6 +30,7 @@ const (
 	I9  Law = "I9: the record is readable after every cut"
 	I10 Law = "I10: no state needs a human"
 	I11 Law = "I11: a slot's system is started by that slot's kernel"
+	I12 Law = "I12: the boot loader that is started is whole"
 )
 
 // Memory is what whoever watches a device knows at one moment: what was answered, what was seen to run. It is the mark of
@@ -90,7 +91,7 @@ func (w *Watch) WriteAt(p []byte, off int64) (int, error) {
 		if at := p0.Off + s.Offset; !s.None() && off < at+s.Size && off+n > at && !w.Loose {
 			w.broken(I3, "%d bytes at %d in what is staged", n, off)
 		}
-	case !ok:
+	case !ok && !w.d.mayWriteLoader(w.rec.Peek(), off, n):
 		w.broken(I8, "%d bytes at %d", len(p), off)
 	case slot != "" && w.now.Install.Target != slot && !w.Loose:
 		w.broken(I3, "%d bytes at %d in %s; the noted target is %q", len(p), off, slot, w.now.Install.Target)
@@ -209,6 +210,7 @@ func (w *Watch) Boot(end status.Reason) (b *Boot, next status.Reason, well bool)
 
 // once is one start of the machine.
 func (w *Watch) once(end status.Reason) (b *Boot, next status.Reason, well bool) {
+	w.loaders()
 	b, err := w.d.Boot(w, end, Observer{Committed: w.committed, Outside: w.outside, Starts: w.starts})
 	if err != nil {
 		w.broken(I10, "%v", err)
@@ -353,6 +355,7 @@ type Want struct {
 	// As in Watch.
 	Collateral, Decayed, Loose bool
 	Intact                     []string // slots that hold in the end what their seals say
+	Loaders                    bool     // the boot loaders that are started in the end are of Version
 }
 
 // most is how many boots a device may need without further cuts (law I6).
@@ -383,6 +386,11 @@ func (w *Watch) Settle(want Want) (boots int) {
 			last, ran = b.Started.Facts.Version, true
 			if slices.ContainsFunc(want.Intact, func(slot string) bool { _, ok := w.d.intact(w.rec.Peek(), slot); return !ok }) {
 				continue
+			}
+			for _, l := range w.d.Config.Loaders() {
+				if v, err := w.d.StartedLoader(w.rec.Peek(), l.Name); want.Loaders && last == want.Version && v != last {
+					w.broken(I7, "version %s runs, and the boot loader of %s would be started (%v)", last, v, err)
+				}
 			}
 			if want.Version == "*" || last == want.Version || want.Or != "" && last == want.Or && refused {
 				return boots

@@ -10,10 +10,11 @@ limit() { # limit NAME FILE BYTES
 	if [ "$n" -le "$3" ]; then verdict=ok; else verdict='TOO BIG'; status=1; fi
 	printf '%-28s %9d of %9d  %s\n' "$1" "$n" "$3" "$verdict"
 }
-stat -c '%9s %n' bin/init bin/init-raw bin/bootcount bin/lifeboat bin/linux-arm64/init bin/linux-arm64/bootcount
+stat -c "%9s %n" bin/init bin/init-raw bin/init-full bin/bootcount bin/lifeboat bin/linux-arm64/init bin/linux-arm64/bootcount
 bin/lifeboat keys init --out "$dir/keys" >/dev/null
 limit /init bin/init 5000000
 limit '/init, no boot loader' bin/init-raw 5000000
+limit '/init, updates boot loaders' bin/init-full 5100000
 for kernel in cloud generic; do
 	bin/lifeboat initramfs build --config docs/system.conf.example --keyring "$dir/keys/release.keyring.pem" \
 		--kernel build/kernel/$kernel --out "$dir/$kernel" >/dev/null

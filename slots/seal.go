@@ -298,34 +298,13 @@ type Facts struct {
 // Errors are refusals with their code, and wrap ErrFalse where seal and
 // manifest contradict each other.
 func (s *Seal) Verify(r verify.Rules, compatible string) (Facts, error) {
-	if err := s.check(); err != nil {
-		return Facts{}, contradiction("%v", err)
-	}
-	cms, err := verify.ReadCMS(s.CMS)
+	m, plain, err := s.manifest(r, compatible)
 	if err != nil {
 		return Facts{}, err
-	}
-	raw := s.Manifest
-	switch {
-	case cms.Detached() != (len(s.Manifest) > 0):
-		return Facts{}, contradiction("signature and manifest do not belong together")
-	case !cms.Detached():
-		signed, err := cms.Verify(r, nil)
-		if err != nil {
-			return Facts{}, err
-		}
-		raw = signed.Content
-	}
-	m, err := bundle.ParseManifest(raw)
-	if err != nil {
-		return Facts{}, err
-	}
-	if compatible != "" && m.Compatible != compatible {
-		return Facts{}, verify.Refuse(verify.WrongTarget, "the slot is for %q, this is %q", m.Compatible, compatible)
 	}
 	for i := range m.Images {
 		if img := &m.Images[i]; img.Key() == s.Image {
-			return s.facts(m, img, cms.Detached())
+			return s.facts(m, img, plain)
 		}
 	}
 	return Facts{}, contradiction("the manifest has no image %q", s.Image)

@@ -20,7 +20,7 @@ var frames = []struct {
 	kind byte
 	body []byte
 }{
-	{frameFound, Found{Offset: 1 << 20, Size: 2 << 20, Path: "updates/a.raucb", Offer: boot.Offer{Manifest: boot.Hash{1}, Version: "2.0", Epoch: 3}}.encode()},
+	{frameFound, Found{Offset: 1 << 20, Size: 2 << 20, Path: "updates/a.raucb", Offer: boot.Offer{Manifest: boot.Hash{1}, Version: "2.0", Epoch: 3}, Loaders: 5}.encode()},
 	{frameRefused, Refusal{Path: "b.raucb", Code: 21, Text: "no", Hint: "do this"}.encode()},
 	{frameError, Refusal{Code: 40, Text: "cannot be read"}.encode()},
 	{frameFacts, attested{Seal: boot.Seal{Status: boot.SealValid, Whole: boot.WholeRight}, Facts: slots.Facts{Manifest: [32]byte{1}, Version: "1", DataBlocks: 16, Salt: []byte{1, 2}, Signed: true, FS: "squashfs"}}.encode()},
@@ -102,7 +102,7 @@ func FuzzJob(f *testing.F) {
 
 func TestAnswers(t *testing.T) {
 	var got Found
-	want := Found{Offset: 5, Size: 6, Path: "ü.raucb", Offer: boot.Offer{Manifest: boot.Hash{7}, Version: "1~rc1", Epoch: 2}}
+	want := Found{Offset: 5, Size: 6, Path: "ü.raucb", Offer: boot.Offer{Manifest: boot.Hash{7}, Version: "1~rc1", Epoch: 2}, Loaders: 3}
 	if got, _ = decodeFound(want.encode()); got != want {
 		t.Errorf("%+v became %+v", want, got)
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"lifeboat/boot"
+	"lifeboat/config"
 	"lifeboat/slots"
 )
 
@@ -146,6 +147,9 @@ func (d *Device) run(ctx context.Context, role string, j *job, src Source, slot 
 	j.Trust = d.Trust
 	j.Trust.Floor = max(j.Trust.Floor, d.state.Floors.Time, d.Policy.Floors.Time)
 	j.Class, j.Parts, j.Rate = d.class(slot), d.parts(), d.Rate
+	if !config.Slim {
+		j.Loaders, j.Sector = d.loaderParts(), d.sector
+	}
 	a := &answer{}
 	err := d.Crew.Run(ctx, role, j.encode(), src, slot, func(kind byte, body []byte) error { return a.take(kind, body, progress) })
 	if err != nil {
@@ -185,7 +189,7 @@ func (d *Device) resumeJob(ctx context.Context, role string, src Source, f Found
 	if a.err != nil {
 		return nil, *a.err
 	}
-	if role == RoleInstall && a.manifest != f.Offer.Manifest {
+	if (role == RoleInstall || role == RoleLoader) && a.manifest != f.Offer.Manifest {
 		return nil, fmt.Errorf("%w: it installed another bundle", errWorker)
 	}
 	return a, nil

@@ -1,6 +1,7 @@
 package update
 
 import (
+	"cmp"
 	"context"
 
 	"lifeboat/boot"
@@ -67,6 +68,9 @@ func (d *Device) class(slot string) string {
 				return c.Class
 			}
 		}
+	}
+	if !config.Slim {
+		return cmp.Or(d.loaderClass(slot), d.Class)
 	}
 	return d.Class
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"lifeboat/boot"
+	"lifeboat/config"
 	"lifeboat/status"
 )
 
@@ -31,6 +32,12 @@ func (d *Device) install(ctx context.Context, o offer, rescue bool) bool {
 		}
 		return false
 	}
+	if repair == "" && !config.Slim {
+		if err := d.loadersReady(o); err != nil {
+			d.failed(o, err, false)
+			return false
+		}
+	}
 	if !t.Present {
 		// A bundle that is damaged must not cost the slot anything.
 		d.step(Checking, o.Offer.Version, t.Slot)
@@ -44,6 +51,9 @@ func (d *Device) install(ctx context.Context, o offer, rescue bool) bool {
 		if !d.write(ctx, o, t.Slot) {
 			return false
 		}
+	}
+	if repair == "" && !config.Slim && !d.bringLoaders(ctx, &o, t) {
+		return false
 	}
 	done := boot.Installed(d.state, t.Slot, d.facts.Seals[t.Slot], d.Policy)
 	if repair != "" {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"lifeboat/boot"
+	"lifeboat/config"
 	"lifeboat/slots"
 )
 
@@ -19,14 +20,20 @@ const (
 	RoleAttest  = "attest"  // reads a slot's seal and the whole slot
 	RoleReport  = "report"  // writes the report over the one on a stick, whose only writer it is
 	RoleRepair  = "repair"  // copies a slot's image and tree over another's
+	RoleLoader  = "loader"  // writes one bundle's image to one copy of the boot loader
+	RoleLoaded  = "loaded"  // reads a slot's seal and a copy of the boot loader: whether it is what that bundle brings
 	RoleTrust   = "trust"   // judges keyrings and revocation lists that a scanner found, and has nothing else
 )
 
 // job is what one worker is to do: its input, encoded by PID 1, which the worker trusts.
 type job struct {
 	Trust Trust
-	Class string // install, seal, attest: image class of the slot
+	Class string // install, seal, attest, loader, loaded: image class of the slot
 	Parts []part // scan, check, install: what a bundle has to hold, no more and no less; the boot slots' class first
+
+	Loaders []part // scan, check, install: what a bundle may hold beside that, for slots of the boot loader
+
+	Sector int64 // loader: bytes of a sector of the disk
 
 	Files   []string // scan: path patterns of bundles, nil: bundleFiles
 	Require string   // scan: a file without which nothing is taken, "": none
@@ -47,7 +54,7 @@ type job struct {
 // part is an image class of a bundle.
 type part struct {
 	Class string
-	Room  int64 // bytes of the smallest slot
+	Room  int64 // bytes of the smallest slot, of a slot of the boot loader all that an image may have; 0: not known
 }
 
 // Frames of a worker's answer. All numbers little endian; a string is its length in one byte and its bytes.
@@ -132,6 +139,21 @@ func (d *decoder) end() error {
 	return d.err
 }
 
+func (e *encoder) parts(all []part) {
+	e.u8(uint8(len(all)))
+	for _, p := range all {
+		e.str(p.Class)
+		e.i64(p.Room)
+	}
+}
+
+func (d *decoder) parts() (all []part) {
+	for range d.u8() {
+		all = append(all, part{d.str(), d.i64()})
+	}
+	return all
+}
+
 func (j *job) encode() []byte {
 	e := &encoder{}
 	e.blob(j.Trust.Keyring)
@@ -149,10 +171,10 @@ func (j *job) encode() []byte {
 	e.flag(j.Trust.RequireSigned)
 	e.i64(j.Trust.Floor)
 	e.str(j.Class)
-	e.u8(uint8(len(j.Parts)))
-	for _, p := range j.Parts {
-		e.str(p.Class)
-		e.i64(p.Room)
+	e.parts(j.Parts)
+	if !config.Slim {
+		e.parts(j.Loaders)
+		e.i64(j.Sector)
 	}
 	e.i64(j.Rate)
 	e.flag(j.Lone)
@@ -183,8 +205,9 @@ func decodeJob(b []byte) (*job, error) {
 	}
 	j.Trust.RequireSigned, j.Trust.Floor = d.flag(), d.i64()
 	j.Class = d.str()
-	for range d.u8() {
-		j.Parts = append(j.Parts, part{d.str(), d.i64()})
+	j.Parts = d.parts()
+	if !config.Slim {
+		j.Loaders, j.Sector = d.parts(), d.i64()
 	}
 	j.Rate = d.i64()
 	j.Lone = d.flag()
@@ -207,6 +230,7 @@ type Found struct {
 	Offset, Size int64 // of the partition with the file system, or of a lone bundle
 	Path         string
 	Offer        boot.Offer
+	Loaders      uint8 // bit n: it has an image for the n-th slot of the boot loader
 }
 
 func (f Found) encode() []byte {
@@ -218,6 +242,7 @@ func (f Found) encode() []byte {
 	e.str(f.Offer.Version)
 	e.u32(f.Offer.Epoch)
 	e.flag(f.Offer.Lifted)
+	e.u8(f.Loaders)
 	return e.b
 }
 
@@ -225,6 +250,7 @@ func decodeFound(b []byte) (f Found, err error) {
 	d := &decoder{b: b}
 	f.Offset, f.Size, f.Path = d.i64(), d.i64(), d.str()
 	f.Offer = boot.Offer{Manifest: d.hash(), Version: d.str(), Epoch: d.u32(), Lifted: d.flag()}
+	f.Loaders = d.u8()
 	if f.Offset < 0 || f.Size < 0 || !printable(f.Path) || !printable(f.Offer.Version) {
 		d.err = errAnswer
 	}

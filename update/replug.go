@@ -40,8 +40,11 @@ func (d *Device) patiently(ctx context.Context, role string, o *offer, slot, mem
 			continue
 		}
 		step := Checking
-		if role == RoleInstall {
+		switch role {
+		case RoleInstall:
 			step, from = Writing, done
+		case RoleLoader: // from the beginning
+			step = Writing
 		}
 		gone, back := d.comesBack(ctx, o, slot)
 		if gone && !back {

@@ -33,13 +33,19 @@ func (d *Device) Install(ctx context.Context, src Source, running string) error 
 		case t.Slot == "":
 			d.deny(o.Path, o.Offer, Refusal{Code: codePolicy, Text: "no slot may be overwritten: the only other one that ever said good is kept"})
 			return d.refused()
-		case !t.Present:
+		}
+		err := d.loadersReady(o)
+		if err == nil && !t.Present {
 			// A bundle that is damaged must not cost the slot anything.
 			d.step(Checking, o.Offer.Version, t.Slot)
-			if _, err := d.bundleJob(ctx, RoleCheck, src, o.Found, "", d.Progress); err != nil {
-				d.failed(o, err, false)
-				return d.refused()
-			}
+			_, err = d.bundleJob(ctx, RoleCheck, src, o.Found, "", d.Progress)
+		}
+		if err != nil {
+			d.failed(o, err, false)
+			return d.refused()
+		}
+		if t.Present && !d.bringLoaders(ctx, &o, t) {
+			return d.refused()
 		}
 		current := true
 		done := d.amend(func(s boot.State) (boot.State, bool) {
@@ -61,7 +67,7 @@ func (d *Device) Install(ctx context.Context, src Source, running string) error 
 			continue
 		case !done:
 			return d.stuck(o.Path)
-		case !t.Present && !d.write(ctx, o, t.Slot):
+		case !t.Present && (!d.write(ctx, o, t.Slot) || !d.bringLoaders(ctx, &o, t)):
 			return d.refused()
 		case !t.Present && !d.amend(func(s boot.State) (boot.State, bool) {
 			return boot.Installed(s, t.Slot, d.facts.Seals[t.Slot], d.Policy), true

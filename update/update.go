@@ -73,11 +73,14 @@ type Device struct {
 	Room   int64  // bytes of the smallest boot slot
 	// Children are the classes of slots that go with the boot slots.
 	Children []Child
-	Crew     Crew
-	Outside  Outside  // nil: nothing outside can be looked at
-	Waits    bool     // only rescue looks at it
-	Files    []string // path patterns of the bundles on a stick; nil: the default
-	Require  string   // a file without which a stick brings nothing; "": none
+	// Loaders are the slots of the boot loader itself, Copies what PID 1 does to them; nil where there are none.
+	Loaders []Loader
+	Copies  Copies
+	Crew    Crew
+	Outside Outside  // nil: nothing outside can be looked at
+	Waits   bool     // only rescue looks at it
+	Files   []string // path patterns of the bundles on a stick; nil: the default
+	Require string   // a file without which a stick brings nothing; "": none
 	// Staging opens the partition where a bundle may be staged: ID, Name and Path. It is asked only when the record says that
 	// something is staged, and in rescue. nil: there is none.
 	Staging func() (Source, error)
@@ -110,6 +113,7 @@ type Device struct {
 	reports  []report      // on the sticks that were looked at
 	away     []Source      // were pulled out, and waited for in vain
 	reason   status.Reason // why the device is in rescue
+	sector   int64         // of the disk of the boot loader that is written
 	state    boot.State
 	facts    boot.Facts
 	geometry map[string]slots.Facts

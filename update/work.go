@@ -13,6 +13,7 @@ import (
 
 	"lifeboat/boot"
 	"lifeboat/bundle"
+	"lifeboat/config"
 	"lifeboat/disk"
 	"lifeboat/fat"
 	"lifeboat/slots"
@@ -26,9 +27,11 @@ type Media struct {
 	Source     io.ReaderAt // scan, check, install: the stick
 	SourceSize int64       // bytes
 	Stick      disk.Device // report: the stick, read-write
-	Slot       disk.Device // install, repair: the target, read-write
+	Slot       disk.Device // install, repair, loader: the target, read-write
 	SlotReader io.ReaderAt // seal, attest, compare: the slot, past every cache; repair: the one that is copied
 	SlotSize   int64       // of SlotReader, bytes
+	Copy       io.ReaderAt // loaded: a copy of the boot loader, past every cache
+	CopySize   int64       // of it, bytes
 }
 
 // Work does one worker's job and sends its answer. It runs in a confined process in early boot and in this one in
@@ -57,7 +60,10 @@ func Work(ctx context.Context, role string, input []byte, m Media, send func(kin
 	case RoleReport:
 		err = w.report()
 	default:
-		return fmt.Errorf("unknown role %q", role)
+		if config.Slim {
+			return fmt.Errorf("unknown role %q", role)
+		}
+		err = w.workLoader(ctx, role)
 	}
 	return w.end(err)
 }
@@ -405,6 +411,9 @@ func (w *worker) offer(b *bundle.Bundle, err error, f Found, n *news) error {
 	f.Offer = boot.Offer{
 		Manifest: b.Manifest.Hash(), Version: b.Manifest.Version, Epoch: b.Manifest.Epoch, Lifted: cms.RenewsKeyring(n.rules(&w.job.Trust)),
 	}
+	if !config.Slim {
+		f.Loaders = w.loadersIn(b.Manifest)
+	}
 	// What is older or wrong in what it brings along is no reason to refuse the bundle.
 	for _, list := range cms.CRLs() {
 		n.add(list)
@@ -449,6 +458,13 @@ func (w *worker) fits(m *bundle.Manifest) error {
 		}
 	}
 	for i := range m.Images {
+		if !config.Slim {
+			if known, err := w.fitsLoader(&m.Images[i]); err != nil {
+				return err
+			} else if known {
+				continue
+			}
+		}
 		if key := m.Images[i].Key(); !slices.ContainsFunc(w.job.Parts, func(p part) bool { return p.Class == key }) {
 			return verify.Refuse(verify.Policy, "it has an image for %s, for which this device has no slot", key)
 		}

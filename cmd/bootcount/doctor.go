@@ -41,7 +41,7 @@ func doctor(dir, root string, now time.Time, out io.Writer) error {
 		return err
 	}
 	var sick error
-	for _, look := range []func() finding{p.watchdog, p.panic, p.counting, p.keyring, p.partitions, p.stateCopies, p.copies, p.loader, p.fallback, p.rauc, p.staging, p.clock, p.units} {
+	for _, look := range []func() finding{p.watchdog, p.panic, p.counting, p.keyring, p.partitions, p.stateCopies, p.copies, p.loader, p.bootloaders, p.fallback, p.rauc, p.staging, p.clock, p.units} {
 		f := look()
 		if f.what == "" {
 			continue // nothing to look at

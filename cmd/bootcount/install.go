@@ -146,9 +146,16 @@ func (s *session) device(m *meter) (*update.Device, error) {
 	if err != nil {
 		return nil, err
 	}
+	copies := &crew.Copies{Config: s.cfg}
+	if s.policy.Loader {
+		copies.Vars, _ = beside(s.cfg.Loader.Device, blocks, s.report.Booted)
+	}
 	path := func(slot string) string {
 		if open, ok := files[slot]; ok {
 			return open()
+		}
+		if path, ok := copies.Path(slot); ok {
+			return path
 		}
 		return found[slot].Path()
 	}
@@ -166,8 +173,8 @@ func (s *session) device(m *meter) (*update.Device, error) {
 	workers := &crew.Workers{Slot: path, Plain: len(s.cfg.BundleFormats) > 1, Ended: func(_ string, u confine.Usage) { m.peak = max(m.peak, u.MaxRSSKiB) }}
 	return &update.Device{
 		Store: s.store, Lock: s.hold, Policy: s.policy, Trust: trust, Class: s.cfg.BootSlots()[0].Class, Room: room,
-		Children: update.ChildrenOf(s.cfg, size),
-		Crew:     steady{workers}, Slots: running{crew.Slots{Path: path}},
+		Children: update.ChildrenOf(s.cfg, size), Loaders: update.LoadersOf(s.cfg, crew.BootSize), Copies: copies,
+		Crew: steady{workers}, Slots: running{crew.Slots{Path: path}},
 		Name: s.name, Bootname: s.policy.Bootname, Say: m.say, Step: func(s update.Step, _, _ string) { m.begin(s.String()) }, Progress: m.progress, Report: &status.Report{},
 	}, nil
 }

@@ -388,8 +388,9 @@ func (s *session) show(out io.Writer, asJSON bool) error {
 		e.SetIndent("", "  ")
 		return e.Encode(struct {
 			status.Report
-			Loader *loaderView `json:"boot_loader,omitempty"`
-		}{s.report, view})
+			Loader      *loaderView  `json:"boot_loader,omitempty"`
+			LoaderSlots []loaderSlot `json:"boot_loader_slots,omitempty"`
+		}{s.report, view, loaderSlots(s.cfg)})
 	}
 	r := &s.report
 	how := "confirmed"
@@ -426,6 +427,9 @@ func (s *session) show(out io.Writer, asJSON bool) error {
 	}
 	if view != nil {
 		fmt.Fprintf(out, "Loader   %s\n", view)
+	}
+	for _, l := range loaderSlots(s.cfg) {
+		fmt.Fprintf(out, "Loader   %s\n", l)
 	}
 	fmt.Fprintf(out, "Floors   version %q epoch %d\n\n", r.State.Floors.Version, r.State.Floors.Epoch)
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)

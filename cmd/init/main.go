@@ -78,9 +78,10 @@ type device struct {
 	words   []byte  // the kernel's last ones, of the last boot
 	usb     *sticks // nil: no stick can be seen
 	show    *display
-	asked   bool                    // for rescue
-	moved   context.CancelCauseFunc // ends a boot whose disk has changed
-	lost    bool                    // something of the disk went away in this boot
+	asked   bool                                     // for rescue
+	moved   context.CancelCauseFunc                  // ends a boot whose disk has changed
+	lost    bool                                     // something of the disk went away in this boot
+	copies  func(name string) (path string, ok bool) // of boot loaders; nil where none are updated
 	dog     *watchdog.Dog
 	keep    *watchdog.Keeper
 }
@@ -179,6 +180,9 @@ func (d *device) device() *update.Device {
 		}
 	}
 	u.Children = update.ChildrenOf(d.cfg, func(slot string) int64 { return d.slots[slot].Size })
+	if !config.Slim {
+		d.loaders(u)
+	}
 	if s, ok := d.cfg.SlotByName(d.cmd.Slot); ok && s.Bootname != "" {
 		u.Prefer = s.Name
 	} else if d.cmd.Slot != "" {

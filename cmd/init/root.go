@@ -12,6 +12,7 @@ import (
 
 	"lifeboat/boot"
 	"lifeboat/boot/loader"
+	"lifeboat/config"
 	"lifeboat/disk"
 	"lifeboat/dm"
 	"lifeboat/slots"
@@ -26,6 +27,11 @@ const (
 )
 
 func (d *device) slotPath(slot string) string {
+	if !config.Slim && d.copies != nil {
+		if path, ok := d.copies(slot); ok {
+			return path
+		}
+	}
 	b, ok := d.slots[slot]
 	if !ok {
 		return "/dev/slot-that-is-not-there"

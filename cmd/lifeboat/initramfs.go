@@ -83,7 +83,7 @@ and by default it has virtio verity squashfs erofs ext4 watchdog usb.`,
 	f.StringVar(&o.Kernel, "kernel", "", "root of an unpacked kernel package")
 	f.StringVar(&out, "out", "", "the initramfs")
 	f.StringVar(&spec, "spec", "", "list of files in the form of gen_init_cpio (default: the built-in initramfs.cpio.spec)")
-	f.StringVar(&o.Init, "init", "", `the static program that becomes /init (default: beside this program "init", or "init-raw" for bootloader=raw)`)
+	f.StringVar(&o.Init, "init", "", `the static program that becomes /init (default: beside this program "init", "init-raw" for bootloader=raw, "init-full" where the boot loader is updated)`)
 	f.StringVar(&features, "features", "", "groups of kernel modules")
 	f.StringArrayVar(&o.Modules, "module", nil, `one more kernel module, with its options after a space (may be repeated)`)
 	require(cmd, "config", "keyring", "kernel", "out")
@@ -117,13 +117,13 @@ func besideExecutable(name string) (string, error) {
 	return path, nil
 }
 
-// initFor returns the name of the /init for a configuration: the one that talks to boot loaders, or the one that is smaller
-// without.
+// initFor returns the name of the /init for a configuration.
 func initFor(conf string) string {
 	if b, err := os.ReadFile(conf); err == nil {
-		if c, err := config.Parse(b); err == nil && c.Bootloader == "raw" {
-			if _, err := besideExecutable("init-raw"); err == nil {
-				return "init-raw"
+		if c, err := config.Parse(b); err == nil {
+			name := image.InitFor(c)
+			if _, err := besideExecutable(name); err == nil || name == "init-full" {
+				return name
 			}
 		}
 	}

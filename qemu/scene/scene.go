@@ -100,8 +100,16 @@ func (s *Scene) MakeInitrd(out string, more ...string) error {
 	if err != nil {
 		return err
 	}
+	b, err := os.ReadFile(s.Conf)
+	if err != nil {
+		return err
+	}
+	init := "init" // the one of most devices, whatever bootloader= says
+	if c, err := config.Parse(b); err == nil && len(c.Loaders()) > 0 {
+		init = image.InitFor(c)
+	}
 	_, err = image.Initramfs(context.Background(), image.InitramfsOptions{
-		Config: s.Conf, Keyring: s.Ring, Init: filepath.Join(s.Bin, "init"), Kernel: s.Kernel.Root,
+		Config: s.Conf, Keyring: s.Ring, Init: filepath.Join(s.Bin, init), Kernel: s.Kernel.Root,
 		Build: keyring.NewestNotBefore(), Spec: strings.Join(append([]string{image.DefaultSpec}, more...), "\n"),
 	}, out)
 	return err

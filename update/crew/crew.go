@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"lifeboat/config"
 	"lifeboat/confine"
 	"lifeboat/disk"
 	"lifeboat/slots"
@@ -28,6 +29,12 @@ import (
 var uids = map[string]int{
 	update.RoleScan: 65501, update.RoleCheck: 65502, update.RoleInstall: 65503, update.RoleAttest: 65504, update.RoleSeal: 65505, update.RoleTrust: 65506,
 	update.RoleReport: 65507, update.RoleRepair: 65508, update.RoleCompare: 65509,
+}
+
+func init() {
+	if !config.Slim {
+		uids[update.RoleLoader], uids[update.RoleLoaded] = 65510, 65511
+	}
 }
 
 // quick is the CPU time of a worker that reads little. Those that read or write a whole image may take any time as long as
@@ -101,6 +108,19 @@ func (c *Workers) Run(ctx context.Context, role string, input []byte, src update
 			return err
 		}
 	}
+	if !config.Slim {
+		switch role {
+		case update.RoleLoader:
+			// The order of single sectors counts, and what is not written is left alone.
+			if err := open(c.Slot(slot), os.O_RDWR|unix.O_DIRECT); err != nil {
+				return err
+			}
+		case update.RoleLoaded:
+			if err := errors.Join(openSlot(src.Slot), openSlot(slot)); err != nil {
+				return err
+			}
+		}
+	}
 	usage, err := confine.Run(ctx, spec, frame)
 	if c.Ended != nil {
 		c.Ended(role, usage)
@@ -130,7 +150,7 @@ func Work(j *confine.Job, work func(ctx context.Context, role string, input []by
 		files = files[1:]
 		return f, err
 	}
-	reader := j.Role == update.RoleSeal || j.Role == update.RoleAttest || j.Role == update.RoleRepair
+	reader := j.Role == update.RoleSeal || j.Role == update.RoleAttest || j.Role == update.RoleRepair || j.Role == update.RoleLoaded
 	if !reader && j.Role != update.RoleTrust {
 		f, err := take()
 		if err != nil {
@@ -141,7 +161,14 @@ func Work(j *confine.Job, work func(ctx context.Context, role string, input []by
 			m.Stick = f
 		}
 	}
-	if reader || j.Role == update.RoleCompare {
+	readers := 0
+	switch {
+	case !config.Slim && j.Role == update.RoleLoaded:
+		readers = 2
+	case reader || j.Role == update.RoleCompare:
+		readers = 1
+	}
+	for n := range readers {
 		f, err := take()
 		if err != nil {
 			return err
@@ -150,9 +177,13 @@ func Work(j *confine.Job, work func(ctx context.Context, role string, input []by
 		if err != nil {
 			return err
 		}
-		m.SlotReader, m.SlotSize = direct, f.Size()
+		if n == 0 {
+			m.SlotReader, m.SlotSize = direct, f.Size()
+		} else {
+			m.Copy, m.CopySize = direct, f.Size()
+		}
 	}
-	if j.Role == update.RoleInstall || j.Role == update.RoleRepair {
+	if j.Role == update.RoleInstall || j.Role == update.RoleRepair || !config.Slim && j.Role == update.RoleLoader {
 		f, err := take()
 		if err != nil {
 			return err

@@ -1,0 +1,61 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"lifeboat/config"
+	"lifeboat/update/crew"
+)
+
+// loaderSlot is a slot of the boot loader itself.
+type loaderSlot struct {
+	Slot   string `json:"slot"`
+	Type   string `json:"type"`
+	Active *int   `json:"active,omitempty"` // the copy that is started; left out where it is the first that has a header
+	Error  string `json:"error,omitempty"`
+}
+
+// loaderSlots says which copies of the boot loader are started.
+func loaderSlots(c *config.Config) []loaderSlot {
+	var all []loaderSlot
+	copies := &crew.Copies{Config: c}
+	for _, s := range c.Loaders() {
+		l := loaderSlot{Slot: s.Name, Type: s.Type}
+		switch n, err := copies.Active(s.Name); {
+		case err != nil:
+			l.Error = err.Error()
+		case n >= 0:
+			l.Active = &n
+		}
+		all = append(all, l)
+	}
+	return all
+}
+
+func (l loaderSlot) String() string {
+	switch {
+	case l.Error != "":
+		return l.Slot + ": " + l.Error
+	case l.Active == nil:
+		return l.Slot + ": the first copy with a header is started"
+	}
+	return fmt.Sprintf("%s: copy %d is started", l.Slot, *l.Active)
+}
+
+// bootloaders looks whether the boot loader could be updated.
+func (p *patient) bootloaders() finding {
+	f := finding{level: isOK, what: "boot"}
+	var texts []string
+	for _, l := range loaderSlots(p.cfg) {
+		texts = append(texts, l.String())
+		if l.Error != "" {
+			f.level, f.fix = isBad, "device=, region-start= and region-size= say where its two copies lie (docs/bootloaders.md)"
+		}
+	}
+	if len(texts) == 0 {
+		return finding{}
+	}
+	f.text = strings.Join(texts, "; ")
+	return f
+}

@@ -1,0 +1,76 @@
+package config
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Loaders returns the slots of the boot loader itself, which have two copies each and go with no other slot.
+func (c *Config) Loaders() []Slot {
+	var all []Slot
+	for _, s := range c.Slots {
+		if strings.HasPrefix(s.Type, "boot-") {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+func (s *Slot) loaderKey(e entry) error {
+	switch e.key {
+	case "region-start":
+		return size(&s.RegionStart, e.value)
+	case "region-size":
+		return size(&s.RegionSize, e.value)
+	}
+	return size(&s.SizeLimit, e.value)
+}
+
+// MaxLoaders is how many slots of the boot loader there may be.
+const MaxLoaders = 3
+
+// checkLoaders looks at the slots of the boot loader. booted has the classes that are booted.
+func (c *Config) checkLoaders(lines map[string]int, booted map[string]int) error {
+	all := c.Loaders()
+	if len(all) > MaxLoaders {
+		return fmt.Errorf("%d slots of the boot loader, at most %d can be", len(all), MaxLoaders)
+	}
+	for i, s := range all {
+		region, why := s.Type != "boot-emmc", ""
+		if _, label := PartLabel(s.Device); label {
+			why = "device= is the disk, /dev/NAME, and no partition"
+		} else if s.Parent != "" {
+			why = "it goes with no other slot: parent= is wrong here"
+		} else if region && (s.RegionSize <= 0 || s.RegionStart%512 != 0 || s.RegionSize%1024 != 0) {
+			why = "region-start= and region-size= are two halves of whole sectors of 512 bytes"
+		} else if booted[s.Class] > 0 || slices.ContainsFunc(c.Slots, func(o Slot) bool { return o.Class == s.Class && o.Name != s.Name }) {
+			why = "there is one slot of its class: it has its copies itself"
+		} else if slices.ContainsFunc(all[:i], func(o Slot) bool {
+			return o.Device == s.Device && (o.Type == s.Type && s.Type != "boot-raw-fallback" || o.RegionStart < s.RegionStart+s.RegionSize && s.RegionStart < o.RegionStart+o.RegionSize)
+		}) {
+			why = "it lies where another one does"
+		}
+		if why != "" {
+			return fmt.Errorf("line %d: [slot.%s] is of type %s: %s", lines[s.Name], s.Name, s.Type, why)
+		}
+	}
+	return nil
+}
+
+// size takes a number of bytes, decimal, with K, M, G or T behind it as RAUC has it.
+func size(to *int64, v string) error {
+	digits, shift := v, 0
+	if n := len(v) - 1; n > 0 {
+		if i := strings.IndexByte("KMGT", v[n]&^0x20); i >= 0 {
+			digits, shift = v[:n], 10*(i+1)
+		}
+	}
+	n, err := strconv.ParseUint(digits, 10, 50)
+	if err != nil || n > 1<<50>>shift {
+		return fmt.Errorf("%q is no number of bytes", clip(v))
+	}
+	*to = int64(n << shift)
+	return nil
+}
