@@ -32,8 +32,15 @@ func (d *Device) install(ctx context.Context, o offer, rescue bool) bool {
 		}
 		return false
 	}
-	if repair == "" && !config.Slim {
-		if err := d.loadersReady(o); err != nil {
+	if !config.Slim {
+		if repair != "" {
+			o.Loaders = 0 // the one that is there may be newer
+		}
+		err := d.loadersReady(o)
+		if err == nil && t.Present {
+			err = d.bringLoaders(ctx, &o, t.Slot, nil)
+		}
+		if err != nil {
 			d.failed(o, err, false)
 			return false
 		}
@@ -51,9 +58,6 @@ func (d *Device) install(ctx context.Context, o offer, rescue bool) bool {
 		if !d.write(ctx, o, t.Slot) {
 			return false
 		}
-	}
-	if repair == "" && !config.Slim && !d.bringLoaders(ctx, &o, t) {
-		return false
 	}
 	done := boot.Installed(d.state, t.Slot, d.facts.Seals[t.Slot], d.Policy)
 	if repair != "" {
@@ -142,6 +146,13 @@ func (d *Device) write(ctx context.Context, o offer, slot string) bool {
 			err = fmt.Errorf("%w: the attester saw another bundle", errWorker)
 		}
 		if err != nil {
+			d.failed(o, err, true)
+			return false
+		}
+	}
+	// A sealed slot is installed, whatever comes then: what goes with it is there before.
+	if !config.Slim {
+		if err := d.bringLoaders(ctx, &o, slot, seals[len(seals)-1]); err != nil {
 			d.failed(o, err, true)
 			return false
 		}

@@ -46,7 +46,7 @@ type job struct {
 	Manifest     boot.Hash
 	From         int64 // install: bytes of the bundle's images that are in the slots already
 
-	Seal      []byte // seal, attest: the seal that is to be judged instead of the one on the slot
+	Seal      []byte // seal, attest, loaded: the seal that is to be judged instead of the one on the slot
 	Candidate []byte // trust: a trust file
 	Text      []byte // report: what is written
 }

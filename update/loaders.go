@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 
-	"lifeboat/boot"
 	"lifeboat/boot/halves"
 	"lifeboat/bundle"
 	"lifeboat/config"
@@ -76,38 +75,23 @@ func (d *Device) loadersReady(o offer) error {
 	return d.brought(o, func(Loader, Stand) error { return nil })
 }
 
-// bringLoaders installs the boot loaders of a bundle that lies in a slot, sealed. It comes before the record of the install:
-// after a cut in between the new boot loader starts the old system, and the next boot does what is left. A slot that was
-// written for it is wiped where a boot loader cannot be installed.
-func (d *Device) bringLoaders(ctx context.Context, o *offer, t boot.TargetChoice) bool {
-	err := d.brought(*o, func(l Loader, s Stand) error { return d.bringLoader(ctx, o, t.Slot, l, s) })
-	if err == nil {
-		return true
-	}
-	if !t.Present {
-		for _, m := range d.members(t.Slot) {
-			if werr := d.Slots.Wipe(m); werr != nil {
-				d.note(werr.Error())
-			}
-		}
-		d.facts.Seals[t.Slot] = boot.Seal{Status: boot.SealMissing}
-		d.look(context.WithoutCancel(ctx), []string{t.Slot})
-	}
-	d.failed(*o, err, !t.Present && d.facts.Seals[t.Slot].Status == boot.SealMissing)
-	return false
+// bringLoaders installs the boot loaders of a bundle that lies in a slot, whose seal is the one that is given or, where that is
+// nil, the one on the slot. After a cut behind it the new boot loader starts the old system, and the next install finds it there.
+func (d *Device) bringLoaders(ctx context.Context, o *offer, slot string, seal []byte) error {
+	return d.brought(*o, func(l Loader, s Stand) error { return d.bringLoader(ctx, o, slot, seal, l, s) })
 }
 
 // bringLoader writes what is not there yet, and switches. What a copy holds is judged by the seal of the slot.
-func (d *Device) bringLoader(ctx context.Context, o *offer, slot string, l Loader, s Stand) error {
+func (d *Device) bringLoader(ctx context.Context, o *offer, slot string, seal []byte, l Loader, s Stand) error {
 	d.sector = s.Sector
 	first, other := CopyName(l.Slot, s.First), CopyName(l.Slot, 1-s.First)
 	if !s.Both {
-		if held, err := d.loaded(ctx, slot, other); held || err != nil {
+		if held, err := d.loaded(ctx, slot, seal, other); held || err != nil {
 			return err
 		}
 	}
 	for _, c := range []string{first, other} {
-		held, err := d.loaded(ctx, slot, c)
+		held, err := d.loaded(ctx, slot, seal, c)
 		if err != nil {
 			return err
 		}
@@ -121,7 +105,7 @@ func (d *Device) bringLoader(ctx context.Context, o *offer, slot string, l Loade
 				return err
 			}
 			d.step(ReadingBack, o.Offer.Version, slot)
-			if held, err = d.loaded(ctx, slot, c); err == nil && !held {
+			if held, err = d.loaded(ctx, slot, seal, c); err == nil && !held {
 				err = errors.New("what was read back is not what was written")
 			}
 			if err != nil {
@@ -140,8 +124,8 @@ func (d *Device) bringLoader(ctx context.Context, o *offer, slot string, l Loade
 }
 
 // loaded reports whether a copy of a boot loader is that of the bundle in a slot.
-func (d *Device) loaded(ctx context.Context, slot, copy string) (bool, error) {
-	a, err := d.run(ctx, RoleLoaded, &job{}, Source{Slot: slot}, copy, d.Progress)
+func (d *Device) loaded(ctx context.Context, slot string, seal []byte, copy string) (bool, error) {
+	a, err := d.run(ctx, RoleLoaded, &job{Seal: seal}, Source{Slot: slot}, copy, d.Progress)
 	switch {
 	case err != nil:
 		return false, err

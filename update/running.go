@@ -40,11 +40,11 @@ func (d *Device) Install(ctx context.Context, src Source, running string) error 
 			d.step(Checking, o.Offer.Version, t.Slot)
 			_, err = d.bundleJob(ctx, RoleCheck, src, o.Found, "", d.Progress)
 		}
+		if err == nil && t.Present {
+			err = d.bringLoaders(ctx, &o, t.Slot, nil)
+		}
 		if err != nil {
 			d.failed(o, err, false)
-			return d.refused()
-		}
-		if t.Present && !d.bringLoaders(ctx, &o, t) {
 			return d.refused()
 		}
 		current := true
@@ -67,7 +67,7 @@ func (d *Device) Install(ctx context.Context, src Source, running string) error 
 			continue
 		case !done:
 			return d.stuck(o.Path)
-		case !t.Present && (!d.write(ctx, o, t.Slot) || !d.bringLoaders(ctx, &o, t)):
+		case !t.Present && !d.write(ctx, o, t.Slot):
 			return d.refused()
 		case !t.Present && !d.amend(func(s boot.State) (boot.State, bool) {
 			return boot.Installed(s, t.Slot, d.facts.Seals[t.Slot], d.Policy), true
@@ -126,7 +126,7 @@ func (d *Device) Seal(ctx context.Context, src Source, slot, running string) err
 			return d.refused()
 		}
 	}
-	o.have = math.MaxInt64
+	o.have, o.Loaders = math.MaxInt64, 0
 	current := false
 	if !d.amend(func(s boot.State) (boot.State, bool) {
 		s, _, _ = d.settled(s)
