@@ -206,7 +206,6 @@ func (s *State) count(used map[string]uint8, started string, p Policy) {
 			continue
 		}
 		if e.Slot != started {
-			s.Asked = 0 // it listens
 			if s.Wish == e.Slot {
 				s.Wish = ""
 			}

@@ -9,7 +9,7 @@ PATH=$PATH:/usr/sbin:/sbin
 
 tools='qemu-system-x86 squashfs-tools erofs-utils e2fsprogs dosfstools exfatprogs mtools gdisk fdisk kmod
 	chromium fonts-dejavu-core rauc cryptsetup-bin openssl cpio zstd xz-utils lz4 mmdebstrap ca-certificates
-	grub-common grub-pc-bin grub-efi-amd64-bin libubootenv-tool efibootmgr dbus-daemon opensc softhsm2
+	grub-common grub-pc-bin grub-efi-amd64-bin libubootenv-tool u-boot-tools efibootmgr dbus-daemon opensc softhsm2
 	dt-utils device-tree-compiler gcc libc6-dev'
 
 mkdir -p build

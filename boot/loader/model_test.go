@@ -443,7 +443,7 @@ func (w *world) explore() (states, transitions int, closed bool) {
 }
 
 // comesBack says why a device does not come back from p by itself, "" if it does: a sealed slot boots, after so many starts
-// at most, and goes on booting; and a boot without news tells the loader nothing that it does not need.
+// at most, and goes on booting, with two restarts in a row at most without rescue; and a boot without news tells the loader nothing that it does not need.
 func (w *world) comesBack(p place) string {
 	w.at, w.log = p.clone(), nil
 	live := false
@@ -454,8 +454,15 @@ func (w *world) comesBack(p place) string {
 		return ""
 	}
 	const most = 24
+	restarts := 0
 	for n := range most {
 		d, err := w.powerOn(-1)
+		if restarts++; err != nil || d.Action != boot.Restart || d.State.Turn != "" {
+			restarts = 0 // or it was in rescue for a while
+		}
+		if restarts > 2 {
+			return fmt.Sprintf("restarted %d times in a row\n%s\n", restarts, strings.Join(w.log, "\n"))
+		}
 		if err != nil || d.Action != boot.Boot || w.at.up == "" {
 			continue
 		}

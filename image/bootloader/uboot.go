@@ -26,6 +26,9 @@ type UBootOptions struct {
 	Scratch uint64   // address of 8 MiB of RAM that the script may use where it keeps the environment; 0: the architecture's default
 	Keep    []string // further variables that stay in the files
 	Append  string   // put on the kernel command line before rauc.slot=
+	// FIT: a boot slot is a flattened image tree (FIT) with kernel, initramfs and device tree, read whole and checked by
+	// U-Boot; else a FAT file system with vmlinuz and initramfs.
+	FIT bool
 	// Start, if not "", stands in the place of the command that starts the kernel. For tests.
 	Start string
 }
@@ -165,7 +168,7 @@ func (s *ubootScript) text() string {
 	// A copy that is missing or damaged is written as well, once.
 	save := "run lb_save\nif test -z \"${lb_ok1}\" -o -z \"${lb_ok2}\"; then run lb_save; setenv lb_ok1 1; setenv lb_ok2 1; fi"
 	if s.o.SaveEnv {
-		save = "setenv lb_part\nsetenv lb_new\nsetenv lb_size\nsaveenv"
+		save = "setenv lb_part\nsetenv lb_start\nsetenv lb_new\nsetenv lb_size\nsaveenv"
 	}
 	s.add("%s", "for lb_s in ${lb_order}; do")
 	for i, name := range s.names {
@@ -206,6 +209,18 @@ func space(s string) string {
 
 // start is how slot i is started; where that fails, the script goes on.
 func (s *ubootScript) start(i int) string {
+	if s.o.FIT {
+		return fmt.Sprintf(`%s
+			if part start ${devtype} ${devnum} ${lb_part} lb_start; then
+			part size ${devtype} ${devnum} ${lb_part} lb_size
+			${devtype} dev ${devnum}
+			if ${devtype} read %s ${lb_start} ${lb_size}; then
+			setenv bootargs "%srauc.slot=%s"
+			echo "lifeboat: U-Boot starts slot %[4]s"
+			%[5]s
+			fi
+			fi`, find(s.parts[i]), s.arch.initrd, space(s.o.Append), s.names[i], cmp.Or(s.o.Start, "bootm "+s.arch.initrd))
+	}
 	return fmt.Sprintf(`%s
 		if load ${devtype} ${devnum}:${lb_part} %s /%s; then
 		setenv lb_size ${filesize}

@@ -51,6 +51,9 @@ func TestUBootScript(t *testing.T) {
 			t.Errorf("the script lacks %q:\n%s", want, text)
 		}
 	}
+	if text, err = UBoot(parse(t, "", "PARTLABEL=boot.0"), UBootOptions{FIT: true}); err != nil || strings.Contains(text, "vmlinuz") || !strings.Contains(text, "\nbootm ") {
+		t.Errorf("with FIT images: %v\n%s", err, text)
+	}
 	text, err = UBoot(parse(t, "offsets=0x100000 0x200000\ndevice=/dev/mmcblk0", "PARTLABEL=boot.0"), UBootOptions{SaveEnv: true, Arch: "arm64"})
 	if err != nil || !strings.Contains(text, "\nsaveenv\n") || !strings.Contains(text, "booti ") || strings.Contains(text, "fatwrite") {
 		t.Errorf("with saveenv: %v\n%s", err, text)

@@ -129,5 +129,6 @@ var mutants = []mutant{
 	{"tries that the boot loader used up are not taken off", "boot/vars.go", []change{{"e.Tries -= min(n, e.Tries)", "_ = n"}}},
 	{"what stood in the boot loader's place before a cut is taken for somebody else's", "boot/vars.go", []change{{"if fits && (!ok", "if fits = false; fits && (!ok"}}},
 	{"one slot's kernel starts another slot's system", "boot/decide.go", []change{{"if f.Started != \"\" && slot != \"\" && slot != f.Started {", "if false {"}}},
+	{"a boot loader that cannot load a slot's kernel is asked for it as often as it counts", "boot/vars.go", []change{{"		if e.Slot != started {\n", "		if e.Slot != started {\n			s.Asked = 0\n"}}},
 	{"a boot loader that does not listen is asked for ever", "boot/decide.go", []change{{"if s.Asked < maxAsked {", "if true {"}}},
 }

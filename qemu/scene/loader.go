@@ -91,6 +91,47 @@ func (s *Scene) BootImage(name, version string) (string, error) {
 	return s.FAT(name, int64(len(kernel)+len(initramfs))+2<<20, map[string][]byte{KernelFile: kernel, InitrdFile: initramfs, "version": []byte(version)})
 }
 
+// FIT makes the other image of a boot slot that U-Boot knows: a flattened image tree, each part with its checksum.
+func (s *Scene) FIT(name string) (string, error) {
+	kernel, err := os.ReadFile(filepath.Join(s.Kernel.Root, "vmlinuz"))
+	if err != nil {
+		return "", err
+	}
+	const at = 0x1f1 // in a bzImage: how many sectors of code for real mode stand before the kernel and after the first one
+	if len(kernel) < 0x8000 || kernel[at] == 0 {
+		return "", errors.New("the kernel is no bzImage")
+	}
+	setup := (int(kernel[at]) + 1) * 512
+	source := "/dts-v1/;\n/ { description = \"lifeboat\"; #address-cells = <1>; images {\n"
+	for _, part := range []struct {
+		name, kind, more string
+		content          []byte
+	}{
+		{"kernel", "kernel", "load = <0x1000000>; entry = <0>;", kernel[setup:]},
+		{"setup", "x86_setup", "load = <0x90000>; entry = <0x90000>;", kernel[:setup]},
+		{"initramfs", "ramdisk", "", nil},
+	} {
+		file := s.Initrd
+		if part.content != nil {
+			file = s.Path(name + "." + part.name)
+			if err := os.WriteFile(file, part.content, 0o644); err != nil {
+				return "", err
+			}
+		}
+		source += fmt.Sprintf("%s { data = /incbin/(%q); type = %q; arch = \"x86\"; os = \"linux\"; compression = \"none\"; %s hash-1 { algo = \"crc32\"; }; };\n",
+			part.name, file, part.kind, part.more)
+	}
+	source += "}; configurations { default = \"it\"; it { kernel = \"kernel\"; setup = \"setup\"; ramdisk = \"initramfs\"; }; }; };\n"
+	its, out := s.Path(name+".its"), s.Path(name)
+	if err := os.WriteFile(its, []byte(source), 0o644); err != nil {
+		return "", err
+	}
+	if text, err := exec.Command("mkimage", "-f", its, out).CombinedOutput(); err != nil {
+		return "", fmt.Errorf("mkimage: %w\n%s", err, text)
+	}
+	return out, nil
+}
+
 // FAT makes a FAT file system of at least size bytes, in which path (with "/" between) has content.
 func (s *Scene) FAT(name string, size int64, files map[string][]byte) (string, error) {
 	out := s.Path(name)
@@ -319,10 +360,11 @@ func (s *Scene) LoaderDisk(name string, esp map[string][]byte, fill map[string]s
 }
 
 // StartedBy is [Scene.Disk] of a device that GRUB (SeaBIOS, OVMF) or U-Boot starts by lifeboat's script: all that
-// lies beside the slots is there, and the variables are blank, with room for both copies.
-func (s *Scene) StartedBy(firmware Firmware, name string, fill map[string]string, sizes map[string]int64) (image string, err error) {
+// lies beside the slots is there, and the variables are blank, with room for both copies. flags go to the command that makes
+// the script.
+func (s *Scene) StartedBy(firmware Firmware, name string, fill map[string]string, sizes map[string]int64, flags ...string) (image string, err error) {
 	script := func(args ...string) ([]byte, error) {
-		args = append([]string{"bootloader", args[0], "--config", s.Conf}, args[1:]...)
+		args = slices.Concat([]string{"bootloader", args[0], "--config", s.Conf}, args[1:], flags)
 		out, err := exec.Command(filepath.Join(s.Bin, "lifeboat"), args...).Output()
 		if err != nil {
 			return nil, fmt.Errorf("lifeboat %s: %w", strings.Join(args, " "), err)

@@ -28,6 +28,12 @@ type loaderDevice struct {
 
 func startLoader(t *testing.T, firmware scene.Firmware) *loaderDevice {
 	t.Helper()
+	return startImage(t, firmware, func(s *scene.Scene) (string, error) { return s.BootImage("boot.img", "") })
+}
+
+// startImage is startLoader with boot slots that hold the image that boot makes, and flags for the script that starts it.
+func startImage(t *testing.T, firmware scene.Firmware, boot func(*scene.Scene) (string, error), flags ...string) *loaderDevice {
+	t.Helper()
 	qemu.NeedKernel(t, "generic")
 	name := "grub"
 	if firmware == scene.UBoot {
@@ -39,13 +45,13 @@ func startLoader(t *testing.T, firmware scene.Firmware) *loaderDevice {
 	if err != nil {
 		t.Fatal(err)
 	}
-	kernel, err := s.BootImage("boot.img", "")
+	kernel, err := boot(s)
 	if err != nil {
 		t.Fatal(err)
 	}
 	d := &loaderDevice{staged: &staged{Scene: s}, t: t, with: scene.BundleOptions{With: map[string]string{"boot": kernel}}}
 	first := d.bundle(t, "1.0.raucb", "1.0", testsystem.Good, testsystem.Options{}, d.with)
-	if d.image, err = s.StartedBy(firmware, "disk.img", map[string]string{"A": first}, map[string]int64{"rootfs": slotSize}); err != nil {
+	if d.image, err = s.StartedBy(firmware, "disk.img", map[string]string{"A": first}, map[string]int64{"rootfs": slotSize}, flags...); err != nil {
 		t.Fatal(err)
 	}
 	m, err := s.FirmwareMachine(firmware, d.image)
@@ -145,6 +151,24 @@ func TestLoaderHangs(t *testing.T) {
 			d.Expect(scene.Patience, `lifeboat: rescue reason=`)
 		})
 	}
+}
+
+// Kernel and initramfs in a FIT image, which U-Boot checks: an update, and then one that is damaged. U-Boot goes on with the
+// other slot, which boots when asking for the good one twice has not helped.
+func TestUBootFIT(t *testing.T) {
+	t.Parallel()
+	d := startImage(t, scene.UBoot, func(s *scene.Scene) (string, error) { return s.FIT("boot.itb") }, "--fit")
+	d.installs("2.0", testsystem.Good, d.with)
+	d.starts("B", "2.0", "trial tries=1\n")
+	d.ready("2.0")
+	d.PullStick("bad")
+	d.Cut()
+	edit(t, d.image, "boot.1", func(b []byte) { b[4<<20] ^= 1 })
+	d.PowerOn()
+	d.Expect(scene.Patience, `Bad hash value for 'hash-1' hash node in 'kernel' image node`)
+	d.Expect(scene.Patience, `lifeboat: restarting into slot B`)
+	d.Expect(scene.Patience, `lifeboat: restarting into slot B`)
+	d.starts("A", "1.0", "")
 }
 
 // deadKernel makes the image of a boot slot whose kernel is a loop of one instruction, at its 32-bit entry.
