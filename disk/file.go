@@ -12,33 +12,43 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// File is a block device or a regular file as a [Device]. It is safe for concurrent use.
+// File is a block device, a regular file or a raw flash behind Linux's MTD (/dev/mtd0) as a [Device]. It is safe for
+// concurrent use.
+//
+// On a flash WriteAt erases the blocks that it touches and writes them anew; after a power cut all of them may hold anything.
+// One byte alone is written where it stands, which can make it zero on NOR flash. Flush has nothing to do there.
 type File struct {
 	f     *os.File
 	size  int64
 	block bool
+	erase int64 // size of a block of a flash; 0: it is none
+	page  int64 // of a flash, what is written as one
 
 	mu     sync.Mutex
 	failed error // of the first flush that failed
 }
 
-// NewFile takes over f, which must be a block device or a regular file; f is closed by Close.
+// NewFile takes over f, which must be a block device, a raw flash or a regular file; f is closed by Close.
 // The size is taken once: a file that grows later keeps the size it had. On an error f stays the caller's.
 func NewFile(f *os.File) (*File, error) {
 	st, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
-	block := st.Mode()&os.ModeDevice != 0 && st.Mode()&os.ModeCharDevice == 0
-	if !block && !st.Mode().IsRegular() {
+	d := &File{f: f, block: st.Mode()&os.ModeDevice != 0 && st.Mode()&os.ModeCharDevice == 0}
+	if flash && st.Mode()&os.ModeCharDevice != 0 {
+		var info [8]uint32
+		d.mtd(unix.MEMGETINFO, &info)
+		d.erase, d.page = int64(info[3]), int64(info[4])
+	}
+	if !d.block && (!flash || d.erase == 0) && !st.Mode().IsRegular() {
 		return nil, fmt.Errorf("%s is neither a block device nor a file", f.Name())
 	}
 	// The end of a block device is its size, and asking for it needs no ioctl and no privilege.
-	size, err := f.Seek(0, io.SeekEnd)
-	if err != nil {
+	if d.size, err = f.Seek(0, io.SeekEnd); err != nil {
 		return nil, fmt.Errorf("size of %s: %w", f.Name(), err)
 	}
-	return &File{f: f, size: size, block: block}, nil
+	return d, nil
 }
 
 // Open opens an existing block device or file, read-only or for reading and writing.
@@ -115,6 +125,9 @@ func (d *File) WriteAt(p []byte, off int64) (int, error) {
 	if err := within(off, len(p), d.size); err != nil {
 		return 0, fmt.Errorf("%s: %w", d.f.Name(), err)
 	}
+	if flash && d.erase > 0 && len(p) > 1 {
+		return d.rewrite(p, off)
+	}
 	// os.File goes on after a short write and returns an error where less than all of p could be written.
 	return d.f.WriteAt(p, off)
 }
@@ -125,6 +138,9 @@ func (d *File) WriteAt(p []byte, off int64) (int, error) {
 func (d *File) Flush() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if flash && d.erase > 0 {
+		return nil
+	}
 	if d.failed != nil {
 		return fmt.Errorf("an earlier flush failed: %w", d.failed)
 	}

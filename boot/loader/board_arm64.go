@@ -35,5 +35,8 @@ func board(c *config.Config, at Place, names []string) (boot.Loader, error) {
 	if len(c.Loader.Offsets) > 0 {
 		off = c.Loader.Offsets[0]
 	}
+	if dev.EraseSize() > 0 {
+		return barebox.NewFlash(dev, layout, names)
+	}
 	return barebox.New(disk.Section(dev, off, dev.Size()), layout, names)
 }

@@ -20,7 +20,7 @@ import (
 
 // Place is where the variables of a boot loader are found on this machine.
 type Place struct {
-	Block disk.Block            // that [bootloader] device= means
+	Block disk.Block            // that [bootloader] device= means; of a raw flash its name is enough
 	Slots map[string]disk.Block // by name
 	// Where the file system on Block is mounted: how its files are opened, and the folder of systemd-boot's entries. nil
 	// where it is not: then files are written in place.
@@ -44,7 +44,12 @@ func Open(c *config.Config, at Place) (l boot.Loader, err error) {
 	case "uboot":
 		var env []disk.Device
 		if env, err = copies(c, at, uboot.Files, uboot.Size); err == nil {
-			l, err = uboot.New(env, names, c.Loader.Schema)
+			var u *uboot.Loader
+			if u, err = uboot.New(env, names, c.Loader.Schema); err == nil {
+				kind, _ := disk.Attr("/sys/class/mtd/"+at.Block.Name, "type")
+				u.NOR = kind == "nor"
+				l = u
+			}
 		}
 	case "sdboot":
 		dir := at.Folder

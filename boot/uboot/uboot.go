@@ -25,6 +25,10 @@ type Loader struct {
 	size   int // of a copy
 	names  []string
 	schema string
+
+	// NOR says that the copies lie on NOR flash (a [disk.File] of that kind, blocks of its own for each). There U-Boot does not
+	// count in the flag: the copy that counts has 1, then the other one's is made 0 without erasing it.
+	NOR bool
 }
 
 // Schemas: whose variables they are.
@@ -45,7 +49,7 @@ func New(copies []disk.Device, names []string, schema string) (*Loader, error) {
 	if n := len(copies); n < 1 || n > 2 || size > MaxSize {
 		return nil, errors.New("U-Boot's environment has one copy or two, of at most 1 MiB")
 	}
-	return &Loader{copies, int(size), names, schema}, nil
+	return &Loader{copies: copies, size: int(size), names: names, schema: schema}, nil
 }
 
 // maxTries is the highest count that every reader of BOOT_NAME_LEFT understands alike: RAUC writes hexadecimal, some
@@ -151,7 +155,9 @@ func (l *Loader) write(v boot.Vars) error {
 	}
 	var failed error
 	for written := false; to <= last; to++ {
-		f.env.Flag++
+		if f.env.Flag++; l.NOR {
+			f.env.Flag = 1
+		}
 		b := f.env.Encode(l.size, l.redundant())
 		if b == nil {
 			return errors.New("it is full")
@@ -161,6 +167,10 @@ func (l *Loader) write(v boot.Vars) error {
 		} else if !written {
 			failed = err
 		}
+	}
+	if l.NOR && f.at >= 0 && f.at != last && failed == nil {
+		// Of two copies with 1 the first counts: until now the old one, or the new one already.
+		_, failed = l.copies[f.at].WriteAt([]byte{0}, 4)
 	}
 	return failed
 }

@@ -205,55 +205,122 @@ func TestRepair(t *testing.T) {
 	}
 }
 
+// block is that of the flashes here.
+const block = 4096
+
+// flash is what a disk.File does on a raw flash, over another device: the blocks that a write touches are erased and written
+// anew; one byte alone makes zeros of ones where it stands.
+type flash struct{ disk.Device }
+
+func (d flash) WriteAt(p []byte, off int64) (int, error) {
+	if len(p) == 1 {
+		was := []byte{0}
+		if _, err := d.ReadAt(was, off); err != nil {
+			return 0, err
+		}
+		return d.program([]byte{was[0] & p[0]}, off)
+	}
+	from := off / block * block
+	b := make([]byte, (off+int64(len(p))-from+block-1)/block*block)
+	if _, err := d.ReadAt(b, from); err != nil {
+		return 0, err
+	}
+	copy(b[off-from:], p)
+	if _, err := d.program(bytes.Repeat([]byte{0xff}, len(b)), from); err != nil {
+		return 0, err
+	}
+	if _, err := d.program(b, from); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// program lasts when it returns.
+func (d flash) program(p []byte, off int64) (int, error) {
+	if n, err := d.Device.WriteAt(p, off); err != nil {
+		return n, err
+	}
+	return len(p), d.Device.Flush()
+}
+
+// media are those on which two copies may lie.
+var media = map[string]struct {
+	gap int64 // from copy to copy
+	on  func(disk.Device) disk.Device
+	nor bool
+}{
+	"sectors": {size, func(d disk.Device) disk.Device { return d }, false},
+	"NOR":     {block, func(d disk.Device) disk.Device { return flash{d} }, true},
+	"NAND":    {block, func(d disk.Device) disk.Device { return flash{d} }, false},
+}
+
 // Whatever a cut leaves of writes, boots in between and a first damaged copy, what was there before is read, or what was
-// written. Two copies: one write and two flushes for each change; nothing for what is so already.
+// written, and can be written over. Two copies: one write and two flushes for each change; nothing for what is so already.
 func TestWriteIsAtomic(t *testing.T) {
 	states := []boot.Vars{
 		{Order: turns("A:3", "B:0")}, {Order: turns("B:3", "A:3")}, {Order: turns("B:2", "A:3")}, {Order: turns("B:9", "A:9")}, {Order: turns("A:1")},
 	}
-	for _, damaged := range []bool{false, true} {
-		start := crash.NewImage(2 * size)
-		e := Env{Vars: map[string]string{"BOOT_ORDER": "A B", "serial#": strings.Repeat("LB0001234", 70)}, Flag: 254}
-		start.WriteAt(e.Encode(size, true), 0)
-		if e.Flag++; !damaged {
-			start.WriteAt(e.Encode(size, true), size)
-		}
+	for name, m := range media {
 		on := func(d disk.Device) *Loader {
-			return open(t, RAUC, names, disk.Section(d, 0, size), disk.Section(d, size, size))
+			d = m.on(d)
+			l := open(t, RAUC, names, disk.Section(d, 0, size), disk.Section(d, m.gap, size))
+			l.NOR = m.nor
+			return l
 		}
-		res := crash.Crash(t, crash.Test{
-			Name: "variables", Start: start, Options: crash.Options{Random: 20},
-			Update: func(r *crash.Recorder) error {
-				for i, v := range states {
-					for range 2 {
-						if err := on(r).Write(v); err != nil {
-							return err
+		for _, damaged := range []bool{false, true} {
+			start := crash.NewImage(2 * m.gap)
+			e := Env{Vars: map[string]string{"BOOT_ORDER": "A B", "serial#": strings.Repeat("LB0001234", 70)}, Flag: 254}
+			if m.nor {
+				e.Flag = 0
+			}
+			start.WriteAt(e.Encode(size, true), 0)
+			if e.Flag++; !damaged {
+				start.WriteAt(e.Encode(size, true), m.gap)
+			}
+			res := crash.Crash(t, crash.Test{
+				Name: name, Start: start, Options: crash.Options{Random: 20},
+				Update: func(r *crash.Recorder) error {
+					for i, v := range states {
+						for range 2 {
+							if err := on(r).Write(v); err != nil {
+								return err
+							}
 						}
+						r.Mark(i + 1)
 					}
-					r.Mark(i + 1)
-				}
-				return nil
-			},
-			Check: func(c crash.State) error {
-				n, _ := c.Mark.(int)
-				got, err := on(recorded(c)).Read()
-				if err != nil {
-					return err
-				}
-				for _, i := range []int{n, n + 1} {
-					want := boot.Vars{Order: turns("A:3", "B:3")}
-					if i > 0 && i <= len(states) {
-						want = states[i-1]
+					return nil
+				},
+				Check: func(c crash.State) error {
+					n, _ := c.Mark.(int)
+					l := on(recorded(c))
+					got, err := l.Read()
+					if err != nil {
+						return err
 					}
-					if cmp.Equal(got, want) {
-						return nil
+					fits := false
+					for _, i := range []int{n, n + 1} {
+						want := boot.Vars{Order: turns("A:3", "B:3")}
+						if i > 0 && i <= len(states) {
+							want = states[i-1]
+						}
+						fits = fits || cmp.Equal(got, want)
 					}
-				}
-				return fmt.Errorf("%v is found after %d writes", got, n)
-			},
-		})
-		if res.Writes != len(states) || res.Flushes != 2*len(states) {
-			t.Errorf("%d changes are %d writes and %d flushes", len(states), res.Writes, res.Flushes)
+					if !fits {
+						return fmt.Errorf("%v is found after %d writes", got, n)
+					}
+					next := boot.Vars{Order: turns("B:7", "A:4")}
+					if err := l.Write(next); err != nil {
+						return err
+					}
+					if got, err := l.Read(); err != nil || !cmp.Equal(got, next) {
+						return fmt.Errorf("the next write gives %v, %v", got, err)
+					}
+					return nil
+				},
+			})
+			if name == "sectors" && (res.Writes != len(states) || res.Flushes != 2*len(states)) {
+				t.Errorf("%d changes are %d writes and %d flushes", len(states), res.Writes, res.Flushes)
+			}
 		}
 	}
 }
@@ -360,6 +427,7 @@ type tools struct {
 	t      *testing.T
 	dir    string
 	copies int
+	env    []string // further environment of the programs
 }
 
 func newTools(t *testing.T, copies int) tools {
@@ -367,7 +435,7 @@ func newTools(t *testing.T, copies int) tools {
 	if _, err := exec.LookPath("fw_setenv"); err != nil {
 		t.Skip("fw_setenv is not there: make setup")
 	}
-	f := tools{t, t.TempDir(), copies}
+	f := tools{t: t, dir: t.TempDir(), copies: copies}
 	var config string
 	for i := range copies {
 		config += fmt.Sprintf("%s 0x0 %#x\n", f.file(i), size)
@@ -389,6 +457,7 @@ func (f tools) file(i int) string { return filepath.Join(f.dir, fmt.Sprintf("ubo
 func (f tools) run(stdin, name string, args ...string) string {
 	f.t.Helper()
 	cmd := exec.Command(name, append([]string{"-c", filepath.Join(f.dir, "config"), "-f", filepath.Join(f.dir, "default")}, args...)...)
+	cmd.Env = append(os.Environ(), f.env...)
 	cmd.Stdin = strings.NewReader(stdin)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -479,6 +548,61 @@ func TestTools(t *testing.T) {
 			}
 			if !strings.Contains(printed, "serial#=LB0001234\n") {
 				t.Fatalf("fw_printenv has lost what else was there:\n%s", printed)
+			}
+		}
+	}
+}
+
+// The same on flash, of whose kind fw_setenv keeps the flags: every byte of it is equal, and each reads what the other wrote.
+func TestFlashTools(t *testing.T) {
+	shim := filepath.Join(t.TempDir(), "mtd.so")
+	if out, err := exec.Command("gcc", "-shared", "-fPIC", "-o", shim, "testdata/mtd.c").CombinedOutput(); err != nil {
+		t.Skipf("gcc: %v\n%s", err, out)
+	}
+	for kind, nor := range map[string]bool{"3": true, "4": false} {
+		f := newTools(t, 2)
+		image := filepath.Join(f.dir, "flash")
+		f.env = []string{"LD_PRELOAD=" + shim, "FLASH=" + image, "KIND=" + kind}
+		config := fmt.Sprintf("/dev/mtd0 0x0 %#x %#x\n/dev/mtd0 %#x %#x %#x\n", size, block, block, size, block)
+		for name, b := range map[string][]byte{"config": []byte(config), "flash": bytes.Repeat([]byte{0xff}, 2*block)} {
+			if err := os.WriteFile(filepath.Join(f.dir, name), b, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f.run("serial#=LB0001234\nBOOT_ORDER=A B\nBOOT_A_LEFT=3\nBOOT_B_LEFT=3\n", "fw_setenv", "-s", "-")
+		for n := range 24 {
+			b, err := os.ReadFile(image)
+			if err != nil {
+				t.Fatal(err)
+			}
+			d := disk.NewMemory(int64(len(b)))
+			d.WriteAt(b, 0)
+			m := flash{d}
+			l := open(t, RAUC, names, disk.Section(m, 0, size), disk.Section(m, block, size))
+			l.NOR = nor
+			v := boot.Vars{Order: turns("A:3", "B:"+string(rune('0'+n%9+1)))}
+			if old, err := l.Read(); err != nil || n > 0 && cmp.Equal(old, v) {
+				t.Fatalf("what fw_setenv wrote: %v, %v", old, err)
+			}
+			if n%6 == 5 { // a cut while fw_setenv wrote: ours makes it whole, and goes on beside it
+				m.WriteAt(make([]byte, 100), int64(n/6%2)*block)
+				if err := os.WriteFile(image, content(d), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := l.Write(v); err != nil {
+				t.Fatal(err)
+			}
+			f.run(fmt.Sprintf("BOOT_ORDER=A B\nBOOT_A_LEFT=3\nBOOT_B_LEFT=%d\n", n%9+1), "fw_setenv", "-s", "-")
+			theirs, err := os.ReadFile(image)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(theirs, content(d)) {
+				t.Fatalf("kind %s, step %d: ours\n%.60q %.60q\nfw_setenv's\n%.60q %.60q", kind, n, content(d), content(d)[block:], theirs, theirs[block:])
+			}
+			if got := f.run("", "fw_printenv", "-n", "BOOT_B_LEFT"); strings.TrimSpace(got) != fmt.Sprint(n%9+1) {
+				t.Fatalf("fw_printenv says %s", got)
 			}
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"lifeboat/boot/loader"
 	"lifeboat/boot/raw"
 	"lifeboat/boot/sdboot"
+	"lifeboat/config"
 	"lifeboat/disk"
 )
 
@@ -44,7 +45,9 @@ func (s *session) loader() (boot.Loader, error) {
 	if at.Slots, err = slotBlocks(s.cfg, blocks, s.report.Booted); err != nil {
 		return nil, err
 	}
-	if at.Block, err = beside(s.cfg.Loader.Device, blocks, s.report.Booted); err != nil && s.cfg.Bootloader != "efi" {
+	if dev := s.cfg.Loader.Device; config.Flash(dev) {
+		at.Block.Name = filepath.Base(dev)
+	} else if at.Block, err = beside(dev, blocks, s.report.Booted); err != nil && s.cfg.Bootloader != "efi" {
 		return nil, err
 	}
 	if on := mountOf(at.Block.Path()); on != "" {

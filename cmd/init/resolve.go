@@ -276,7 +276,7 @@ func (d *device) beside(device string) (disk.Block, error) {
 
 const besideWait = 2 * time.Second
 
-// beside is pure, as resolve is.
+// beside is pure, as resolve is. A raw flash is no block device, and found by its name.
 func beside(device string, blocks []disk.Block, found resolved) (disk.Block, bool) {
 	_, label := config.PartLabel(device)
 	for _, b := range disk.Find(blocks, device) {
@@ -288,6 +288,9 @@ func beside(device string, blocks []disk.Block, found resolved) (disk.Block, boo
 				return b, true
 			}
 		}
+	}
+	if config.Flash(device) {
+		return disk.Block{Name: device[len("/dev/"):]}, true
 	}
 	return disk.Block{}, false
 }

@@ -145,7 +145,7 @@ func TestBeside(t *testing.T) {
 		block("vdb1", "vdb", "staging"), block("vdb2", "vdb", "other"),
 	}
 	found := resolved{slots: map[string]disk.Block{"rootfs.0": blocks[2]}}
-	for device, want := range map[string]string{"PARTLABEL=staging": "vda2", "/dev/vdb2": "vdb2", "PARTLABEL=other": "", "PARTLABEL=none": "", "/dev/vdc": ""} {
+	for device, want := range map[string]string{"PARTLABEL=staging": "vda2", "/dev/vdb2": "vdb2", "PARTLABEL=other": "", "PARTLABEL=none": "", "/dev/vdc": "", "/dev/mtd0": "mtd0", "/dev/mtdblock0": ""} {
 		if b, ok := beside(device, blocks, found); b.Name != want || ok != (want != "") {
 			t.Errorf("%s is %q, want %q", device, b.Name, want)
 		}

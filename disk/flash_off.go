@@ -1,0 +1,5 @@
+//go:build raw
+
+package disk
+
+const flash = false
