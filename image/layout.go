@@ -140,7 +140,7 @@ func layout(c *config.Config, sizes map[string]int64) ([]Place, int64, error) {
 // loaderPartition says whether the boot loader has a partition of its own. It may keep its variables on the disk before
 // all partitions, or not on this disk at all.
 func loaderPartition(c *config.Config) bool {
-	if c.Bootloader == "raw" || c.Bootloader == "custom" {
+	if c.Bootloader == "raw" || c.Bootloader == "custom" || config.Flash(c.Loader.Device) {
 		return false
 	}
 	_, label := config.PartLabel(c.Loader.Device)

@@ -48,6 +48,8 @@ type Scene struct {
 	Conf   string // system.conf
 	Ring   string // file of the built-in keyring
 	Initrd string
+
+	Modules []string // further ones for MakeInitrd, each with its options after a space
 }
 
 // New stages keys, configuration and initramfs in dir. It builds the programs first. Keys that are there are kept.
@@ -110,7 +112,7 @@ func (s *Scene) MakeInitrd(out string, more ...string) error {
 	}
 	_, err = image.Initramfs(context.Background(), image.InitramfsOptions{
 		Config: s.Conf, Keyring: s.Ring, Init: filepath.Join(s.Bin, init), Kernel: s.Kernel.Root,
-		Build: keyring.NewestNotBefore(), Spec: strings.Join(append([]string{image.DefaultSpec}, more...), "\n"),
+		Modules: s.Modules, Build: keyring.NewestNotBefore(), Spec: strings.Join(append([]string{image.DefaultSpec}, more...), "\n"),
 	}, out)
 	return err
 }
