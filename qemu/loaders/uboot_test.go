@@ -176,9 +176,38 @@ func TestUBootModel(t *testing.T) {
 	}
 }
 
-// agree runs U-Boot over states, one after the other in one run. In the place of the kernel's start the script goes on to
-// the next one.
+// agree runs U-Boot over states and compares with the model.
 func agree(t *testing.T, rom string, c *config.Config, kernels string, some []state) {
+	t.Helper()
+	script := func(start string) string {
+		main, err := bootloader.UBoot(c, bootloader.UBootOptions{Start: start})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return main
+	}
+	var before [][][]byte
+	for _, s := range some {
+		before = append(before, s.copies[:])
+	}
+	started, left := through(t, rom, kernels, script, uboot.Files, before)
+	for i, s := range some {
+		want, after := uboot.Run(s.copies, copySize, []string{"A", "B"}, func(name string) bool { return strings.Contains(kernels, name) })
+		if started[i] != want {
+			t.Errorf("%s, kernels of %s: U-Boot starts %q, its model %s", s.what, kernels, started[i], want)
+		}
+		for k := range 2 {
+			if b := left[i][k]; !bytes.Equal(b, after[k]) {
+				t.Errorf("%s, kernels of %s: after it copy %d is\n%.90q\nand that of the model\n%.90q", s.what, kernels, k+1, b, after[k])
+			}
+		}
+	}
+}
+
+// through runs U-Boot over states of some files on its boot partition (nil: no such file), one after the other in one run, and
+// returns the slot lb_s that it starts in each, and the files afterwards. script has start in the place of the kernel's
+// start, which goes on to the next state.
+func through(t *testing.T, rom, kernels string, script func(start string) string, names []string, states [][][]byte) (started []string, after [][][]byte) {
 	t.Helper()
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
@@ -188,7 +217,7 @@ func agree(t *testing.T, rom string, c *config.Config, kernels string, some []st
 			t.Fatal(err)
 		}
 	}
-	script := func(name, text string) {
+	image := func(name, text string) {
 		t.Helper()
 		b, err := bootloader.UBootImage(text, "")
 		if err != nil {
@@ -196,24 +225,20 @@ func agree(t *testing.T, rom string, c *config.Config, kernels string, some []st
 		}
 		write(name, b)
 	}
-	main, err := bootloader.UBoot(c, bootloader.UBootOptions{Start: "echo started ${lb_s} in ${t_n}; load ${devtype} ${devnum}:1 7800000 step${t_n}.scr; source 7800000"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	script("main.scr", main)
-	script("boot.scr", "load ${devtype} ${devnum}:1 7800000 step0.scr; source 7800000\n")
+	image("main.scr", script("echo started ${lb_s} in ${t_n}; load ${devtype} ${devnum}:1 7800000 step${t_n}.scr; source 7800000"))
+	image("boot.scr", "load ${devtype} ${devnum}:1 7800000 step0.scr; source 7800000\n")
 	files := []string{"main.scr", "boot.scr"}
-	for i := range len(some) + 1 {
+	for i := range len(states) + 1 {
 		var b strings.Builder
-		for k, name := range uboot.Files {
+		for k, name := range names {
 			if i > 0 {
 				fmt.Fprintf(&b, "if load ${devtype} ${devnum}:1 7900000 %s; then fatwrite ${devtype} ${devnum}:1 7900000 after%d.%d ${filesize}; fi\n", name, i-1, k)
 			}
-			if i == len(some) {
+			if i == len(states) {
 				continue
 			}
 			fmt.Fprintf(&b, "fatrm ${devtype} ${devnum}:1 %s\n", name)
-			if content := some[i].copies[k]; content != nil {
+			if content := states[i][k]; content != nil {
 				in := fmt.Sprintf("before%d.%d", i, k)
 				write(in, content)
 				files = append(files, in)
@@ -224,13 +249,13 @@ func agree(t *testing.T, rom string, c *config.Config, kernels string, some []st
 				}
 			}
 		}
-		if i < len(some) {
+		if i < len(states) {
 			fmt.Fprintf(&b, "setenv t_n %d; echo state %d; load ${devtype} ${devnum}:1 7000000 main.scr; source 7000000\n", i+1, i)
 		} else {
 			b.WriteString("echo all done; reset\n")
 		}
 		name := fmt.Sprintf("step%d.scr", i)
-		script(name, b.String())
+		image(name, b.String())
 		files = append(files, name)
 	}
 	disk := ubootDisk(t, dir, kernels, files)
@@ -238,20 +263,19 @@ func agree(t *testing.T, rom string, c *config.Config, kernels string, some []st
 	if !strings.Contains(console, "all done") {
 		t.Fatalf("U-Boot ended in between:\n%s", console)
 	}
-	for i, s := range some {
-		want, after := uboot.Run(s.copies, copySize, []string{"A", "B"}, func(name string) bool { return strings.Contains(kernels, name) })
+	for i := range states {
 		_, rest, _ := strings.Cut(console, fmt.Sprintf("state %d\r\n", i))
 		_, got, _ := strings.Cut(rest, "started ")
-		if line := fmt.Sprintf("%s in %d\r\n", want, i+1); !strings.HasPrefix(got, line) {
-			t.Errorf("%s, kernels of %s: U-Boot starts %.20q, its model %s", s.what, kernels, got, want)
+		slot, _, ok := strings.Cut(got, fmt.Sprintf(" in %d\r\n", i+1))
+		if !ok {
+			t.Errorf("state %d: U-Boot says %.20q", i, got)
 		}
-		for k := range 2 {
-			b := readFAT(disk, fmt.Sprintf("after%d.%d", i, k))
-			if !bytes.Equal(b, after[k]) {
-				t.Errorf("%s, kernels of %s: after it copy %d is\n%.90q\nand that of the model\n%.90q", s.what, kernels, k+1, b, after[k])
-			}
+		started, after = append(started, slot), append(after, nil)
+		for k := range names {
+			after[i] = append(after[i], readFAT(disk, fmt.Sprintf("after%d.%d", i, k)))
 		}
 	}
+	return started, after
 }
 
 // ubootDisk makes a disk with the files of a folder on its ESP, at 1 MiB, and kernels of some slots.
