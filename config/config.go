@@ -670,10 +670,10 @@ func deviceKey(device string) string {
 	return device
 }
 
-// Flash says whether a device is a raw flash: /dev/mtdN.
+// Flash says whether a device is a raw flash, /dev/mtdN. Programs that are Slim know none.
 func Flash(device string) bool {
 	const mtd = "/dev/mtd"
-	return len(device) > len(mtd) && device[:len(mtd)] == mtd && device[len(mtd)] <= '9'
+	return !Slim && len(device) > len(mtd) && device[:len(mtd)] == mtd && device[len(mtd)] <= '9'
 }
 
 // ParseFormats reads a value of bundle-formats=: names of formats with spaces between them, or +NAME and -NAME, which

@@ -1,4 +1,4 @@
-//go:build raw
+//go:build slim
 
 package disk
 

@@ -1,6 +1,6 @@
-//go:build !raw
+//go:build !slim
 
 package disk
 
-// flash: raw flashes are known. Only boot loaders keep something there.
+// flash: raw flashes are known. Only some boot loaders keep something there.
 const flash = true

@@ -267,10 +267,10 @@ func compress(ctx context.Context, b []byte, ext string) (packed []byte, how str
 }
 
 // InitFor returns which of the programs that `make build` makes is the /init of a configuration: "init-full" updates boot loaders
-// too, "init" does not, "init-raw" talks to none.
+// and knows variables on raw flash, "init" does not, "init-raw" talks to none.
 func InitFor(c *config.Config) string {
 	switch {
-	case len(c.Loaders()) > 0:
+	case len(c.Loaders()) > 0, c.Bootloader != "raw" && config.Flash(c.Loader.Device):
 		return "init-full"
 	case c.Bootloader == "raw":
 		return "init-raw"

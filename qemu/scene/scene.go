@@ -107,8 +107,8 @@ func (s *Scene) MakeInitrd(out string, more ...string) error {
 		return err
 	}
 	init := "init" // the one of most devices, whatever bootloader= says
-	if c, err := config.Parse(b); err == nil && len(c.Loaders()) > 0 {
-		init = image.InitFor(c)
+	if c, err := config.Parse(b); err == nil && image.InitFor(c) == "init-full" {
+		init = "init-full"
 	}
 	_, err = image.Initramfs(context.Background(), image.InitramfsOptions{
 		Config: s.Conf, Keyring: s.Ring, Init: filepath.Join(s.Bin, init), Kernel: s.Kernel.Root,
