@@ -11,6 +11,7 @@ import (
 	"lifeboat/boot/grub"
 	"lifeboat/boot/loader"
 	"lifeboat/boot/raw"
+	"lifeboat/boot/sdboot"
 	"lifeboat/boot/uboot"
 	"lifeboat/disk"
 	"lifeboat/fat"
@@ -23,6 +24,10 @@ type Loader struct {
 	// Start is what the loader does at power on: it counts, in its own place, and returns the bootname of the slot whose
 	// kernel it starts, "" for none.
 	Start func(area disk.Device, names []string) (started string, err error)
+	// Make writes what a device leaves the factory with; nil: nothing.
+	Make func(area disk.Device, names []string) error
+	// Atomic says that this loader is safe only where a medium writes a sector whole or not at all.
+	Atomic bool
 }
 
 // LoaderPart names the boot loader's partition; see [Device.Part].
@@ -148,10 +153,18 @@ func starting(at places, size int64, whole func([]byte) bool, run func(copies []
 const ubootSize = 4096
 
 // Loaders are the boot loaders whose variables lie on the disk, by the name that bootloader= has for them: two copies at 0
-// and 64 KiB of their area; barebox's three 4 KiB apart.
+// and 64 KiB of their area; barebox's three 4 KiB apart; systemd-boot's a FAT file system of 128 KiB. The firmware's own
+// variables (efi) lie nowhere that could be cut: each is whole or not changed, as the firmware promises.
 var Loaders = map[string]*Loader{
 	"grub":  grubLoader(apart),
 	"uboot": ubootLoader(apart, ubootSize),
+	"sdboot": {
+		Open: func(area disk.Device, names []string) (boot.Loader, error) {
+			fs, err := fat.Open(area, espSize)
+			return sdboot.New(sdboot.Unmounted{FS: fs}, nil, names), err
+		},
+		Start: startSdboot, Make: makeESP, Atomic: true,
+	},
 	"barebox": {
 		Open: func(area disk.Device, names []string) (boot.Loader, error) {
 			return barebox.New(area, bareboxLayout(names), names)
@@ -199,14 +212,77 @@ func ubootLoader(at places, size int64) *Loader {
 	}
 }
 
-// Behind puts the device behind a boot loader. on is a disk of it.
+// Behind puts the device behind a boot loader. on is a disk of it, to which what the loader leaves the factory with is written.
 func (d *Device) Behind(l *Loader, on disk.Device) error {
+	if l.Make != nil {
+		if err := l.Make(d.section(on, LoaderPart), d.policy.Bootnames); err != nil {
+			return err
+		}
+	}
 	o, err := l.Open(d.section(on, LoaderPart), d.policy.Bootnames)
 	if err != nil {
 		return err
 	}
 	d.Loader, d.policy.Most = l, o.Most()
 	return nil
+}
+
+// startSdboot is systemd-boot with the firmware's FAT driver: the name that it gives the entry is one write of one sector.
+func startSdboot(area disk.Device, names []string) (string, error) {
+	fs, err := fat.Open(area, espSize)
+	if err != nil {
+		return "", err
+	}
+	folder := sdboot.Unmounted{FS: fs}
+	files, err := folder.Names()
+	if err != nil {
+		return "", err
+	}
+	started, after := sdboot.Run(files, names)
+	for i, to := range after {
+		if to != files[i] {
+			return started, folder.Rename(files[i], to)
+		}
+	}
+	return started, nil
+}
+
+const espSize = 128 << 10
+
+// makeESP makes a FAT12 file system with /loader/entries in it: of each slot an entry and its spare, which hold nothing.
+func makeESP(area disk.Device, names []string) error {
+	const boot, table, root, loader, entries = 0, 512, 1024, 1536, 2048 // bytes, a sector each
+	b := make([]byte, 5*512)
+	copy(b[boot:], "\xeb\x3c\x90lifeboat\x00\x02\x01\x01\x00\x01\x10\x00\x00\x01\xf8\x01\x00")
+	copy(b[510:], "\x55\xaa")
+	copy(b[table:], "\xf8\xff\xff\xff\xff\xff") // the two folders are a cluster each
+	record := func(at int, name string, attr, cluster byte) {
+		copy(b[at:], name)
+		b[at+11], b[at+26] = attr, cluster
+	}
+	record(root, "LOADER     ", 0x10, 2)
+	record(loader, ".          ", 0x10, 2)
+	record(loader+32, "..         ", 0x10, 0)
+	record(loader+64, "ENTRIES    ", 0x10, 3)
+	record(entries, ".          ", 0x10, 3)
+	record(entries+32, "..         ", 0x10, 2)
+	var short, long []string
+	for i, name := range names {
+		for _, to := range []string{fmt.Sprintf("%d-%s+3-0.conf", 50+len(names)-i, name), "00-" + name + ".off"} {
+			short, long = append(short, fmt.Sprintf("E%d", len(short))), append(long, to)
+			record(entries+32+32*len(short), fmt.Sprintf("%-11s", short[len(short)-1]), 0x20, 0)
+		}
+	}
+	if _, err := area.WriteAt(b, 0); err != nil {
+		return err
+	}
+	fs, err := fat.Open(area, espSize)
+	for i, to := range long {
+		if err == nil {
+			err = fs.Rename(sdboot.Dir, short[i], to)
+		}
+	}
+	return err
 }
 
 // bareboxLayout is what a device tree may say of these slots.

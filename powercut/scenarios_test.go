@@ -29,6 +29,9 @@ func (s scenario) test(o crash.Options) crash.Test {
 	if check == nil {
 		check = func(c crash.State) error { return s.device.Check(c, s.want) }
 	}
+	if l := s.device.Loader; l != nil && l.Atomic {
+		o.Atomic = s.device.Part(LoaderPart)
+	}
 	return crash.Test{
 		Name: s.name, Start: s.start, Options: o, Mask: s.device.Mask, Check: check,
 		Update: func(r *crash.Recorder) error {

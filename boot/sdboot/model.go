@@ -1,6 +1,9 @@
 package sdboot
 
-import "strconv"
+import (
+	"strconv"
+	"strings"
+)
 
 // Run is what systemd-boot 252 does with its folder: it starts an entry, "" where there is none, and gives it its new name
 // before. The device's tests hold it against the real one.
@@ -29,7 +32,13 @@ func Run(files, bootnames []string) (started string, after []string) {
 				done = max(0, digits(first.file[i+1:len(first.file)-len(".conf")]))
 			}
 		}
-		after[at] = first.file[:plus] + "+" + strconv.Itoa(first.tries-1) + "-" + strconv.Itoa(done+1) + ".conf"
+		to := first.file[:plus] + "+" + strconv.Itoa(first.tries-1) + "-" + strconv.Itoa(done+1) + ".conf"
+		for _, file := range files {
+			if strings.EqualFold(file, to) {
+				return first.slot, files // the firmware does not rename: it is started, and not counted
+			}
+		}
+		after[at] = to
 	}
 	return first.slot, after
 }

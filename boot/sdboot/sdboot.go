@@ -51,6 +51,7 @@ type entry struct {
 	file, slot string
 	place      int  // 0..99
 	tries      int  // -1: not counted
+	done       int  // as it stands there
 	on         bool // ends in .conf
 }
 
@@ -66,6 +67,7 @@ func (l *Loader) parse(file string) *entry {
 		count := name[plus+1:]
 		name = name[:plus]
 		if dash := strings.IndexByte(count, '-'); dash >= 0 && digits(count[dash+1:]) >= 0 {
+			e.done = digits(count[dash+1:])
 			count = count[:dash]
 		}
 		if e.tries = min(digits(count), most); e.tries < 0 {
@@ -222,7 +224,11 @@ func (l *Loader) write(order []boot.Turn) (changed bool, err error) {
 			continue
 		}
 		b := append([]byte{byte('0' + places[i]/10), byte('0' + places[i]%10), '-'}, t.Name...)
-		to := string(append(b, '+', byte('0'+tries), '-', '0', '.', 'c', 'o', 'n', 'f'))
+		b = append(b, '+', byte('0'+tries), '-', '0', '.', 'c', 'o', 'n', 'f')
+		if e != nil && e.tries+e.done == tries {
+			b[len(b)-6]++ // counting never comes to the name that a cut may leave: systemd-boot would not count then
+		}
+		to := string(b)
 		changed = true
 		switch {
 		case spare != nil:

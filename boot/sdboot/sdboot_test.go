@@ -222,6 +222,47 @@ func TestCut(t *testing.T) {
 	}
 }
 
+// Whatever a cut leaves of a change, however often systemd-boot had started something before: it counts, until the tries of
+// what it starts are used up.
+func TestCutCounts(t *testing.T) {
+	for _, from := range all() {
+		for runs := range 3 {
+			for _, to := range all() {
+				for left := range 9 {
+					m := full()
+					if err := New(m, nil, names).Write(from); err != nil {
+						t.Fatal(err)
+					}
+					for range runs {
+						m.run()
+					}
+					m.left = left
+					if err := New(m, nil, names).Write(to); err != nil && !errors.Is(err, errCut) {
+						t.Fatal(err)
+					}
+					m.left = -1
+					for n := 0; ; n++ {
+						before := slices.Sorted(maps.Keys(m.m))
+						first := &entry{tries: -1, place: -1}
+						for _, file := range before {
+							if e := New(nil, nil, names).parse(file); e != nil && e.on && e.before(first) {
+								first = e
+							}
+						}
+						m.run()
+						if counted := !slices.Equal(before, slices.Sorted(maps.Keys(m.m))); counted != (first.tries > 0) {
+							t.Fatalf("%v, %d starts, then %v, cut at %d: of %q it starts %s, and counts: %t", from, runs, to, left, before, first.file, counted)
+						}
+						if first.tries <= 0 {
+							break
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
 // of is a slot's turn without Good.
 func of(v boot.Vars, name string) (t boot.Turn) {
 	for _, t := range plain(v).Order {

@@ -22,6 +22,8 @@ type Options struct {
 	// Collateral is how far from a write that is cut other sectors may be lost too, in bytes (erase blocks, paired
 	// pages). 0: not at all.
 	Collateral int64
+	// Atomic are sectors that the medium writes whole or not at all.
+	Atomic Range
 }
 
 // State is what one power cut leaves.
@@ -183,9 +185,14 @@ func (e *epoch) state(op int, how string, keep func(i int) content) State {
 	}
 	s.Image = e.base.Clone()
 	for i, u := range e.units {
-		if u.op < op {
-			e.put(s.Image, u, keep(i))
+		if u.op >= op {
+			continue
 		}
+		c := keep(i)
+		if a := e.o.Atomic; c > asNew && u.off >= a.Off && u.off < a.Off+a.Len {
+			c = asNew
+		}
+		e.put(s.Image, u, c)
 	}
 	return s
 }

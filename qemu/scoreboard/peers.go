@@ -430,6 +430,11 @@ done
 			Name: name, Title: title, Medium: medium, Uses: uses, Fix: "nothing was found.",
 			Base: func(_ *lab, _ *Peer, name string) error {
 				img := crash.NewImage(kept.size())
+				if l != nil && l.Make != nil {
+					if err := l.Make(area(img), lifeboatPolicy.Bootnames); err != nil {
+						return err
+					}
+				}
 				if err := (lifeboat{sealsAt(-1), l}).operate(img, -1); err != nil {
 					return err
 				}
@@ -465,6 +470,8 @@ done
 			"boot, boot/grub and the model of lifeboat's grub.cfg over crash.Recorder; the virtual device asks GRUB whether the model is right", powercut.Loaders["grub"]),
 		own("lifeboat-uboot", "lifeboat, U-Boot, simulated", "raw partition, and two environments of 4 KiB",
 			"boot, boot/uboot and the model of lifeboat's boot.scr over crash.Recorder; the virtual device asks U-Boot whether the model is right", powercut.Loaders["uboot"]),
+		own("lifeboat-sdboot", "lifeboat, systemd-boot, simulated", "raw partition, and a FAT file system",
+			"boot, boot/sdboot and a model of systemd-boot over crash.Recorder, its own rename one write of one sector; the virtual device asks systemd-boot whether the model is right", powercut.Loaders["sdboot"]),
 		own("lifeboat-barebox", "lifeboat, barebox, simulated", "raw partition, and three copies of 4 KiB",
 			"boot, boot/barebox and a model of bootchooser over crash.Recorder; no barebox was asked whether the model is right", powercut.Loaders["barebox"]),
 	)

@@ -274,7 +274,7 @@ func TestEnvironment(t *testing.T) {
 	}
 }
 
-// lifeboat's own row, simulated: nothing is lost, nothing is weak.
+// lifeboat's own rows, simulated: nothing is lost, nothing is weak; with systemd-boot where sectors are written whole.
 func TestLifeboat(t *testing.T) {
 	for _, p := range peers() {
 		if p.Record == nil {
@@ -285,6 +285,12 @@ func TestLifeboat(t *testing.T) {
 			t.Fatal(err)
 		}
 		s := row.sum()
+		if p.Name == "lifeboat-sdboot" {
+			if s.Torn.Lost == 0 {
+				t.Error("the page says that a torn sector loses systemd-boot's entries")
+			}
+			s.Torn = Count{}
+		}
 		if s.Distinct < 100 || s.Whole.Lost+s.Whole.Weak+s.Torn.Lost+s.Torn.Weak > 0 {
 			t.Errorf("%+v", s)
 		}

@@ -25,6 +25,7 @@ type espDevice struct {
 	*scene.Device
 	t     *testing.T
 	image string
+	files map[string]string // in each system
 }
 
 // startESP starts one with system 1.0 in slot A. esp are the files beside those of the slots. With first, a stick with it is
@@ -44,6 +45,16 @@ func startESP(t *testing.T, loader string, esp map[string][]byte, first testsyst
 	}
 	for _, slot := range []string{"A", "B"} {
 		esp[scene.UKIFile(slot)[1:]] = make([]byte, scene.UKISize)
+	}
+	if loader == "efi" {
+		kernel, err := s.UKI("removable.efi", "", scene.FirmwareCmdline+" rauc.slot=A")
+		if err == nil {
+			esp["EFI/BOOT/BOOTX64.EFI"], err = os.ReadFile(kernel)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.files = efibootmgr(t)
 	}
 	fill := d.brings("1.0", testsystem.Good)
 	if d.image, err = s.LoaderDisk("disk.img", esp, map[string]string{"A": fill}, map[string]int64{"rootfs": slotSize}); err != nil {
@@ -67,7 +78,7 @@ func (d *espDevice) brings(version string, how testsystem.Behaviour) string {
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	return d.bundle(d.t, version+".raucb", version, how, testsystem.Options{}, scene.BundleOptions{With: map[string]string{"boot": kernel}})
+	return d.bundle(d.t, version+".raucb", version, how, testsystem.Options{Files: d.files}, scene.BundleOptions{With: map[string]string{"boot": kernel}})
 }
 
 // sdboot are the files by which OVMF starts systemd-boot, with entries made by `lifeboat bootloader sdboot`.
@@ -162,74 +173,17 @@ func TestSdboot(t *testing.T) {
 	}
 }
 
-// The firmware alone starts the kernel of a slot's own boot partition: once by BootNext, for good by BootOrder. It starts
-// the first time from its removable path, and the entries are made then.
+// The firmware alone starts the kernel in a slot's file: once by BootNext, for good by BootOrder. It starts the first time from
+// its removable path, and the entries are made then.
 func TestEFI(t *testing.T) {
-	needTime(t)
-	qemu.NeedKernel(t, "generic")
-	o := scene.LoaderConfig("efi")
-	for _, n := range []string{"0", "1"} {
-		o["slot.rootfs."+n+" efi-cmdline"] = `initrd=\\initramfs ` + scene.FirmwareCmdline
-	}
-	s, err := scene.New(filepath.Join(workDir, fileName(t)), scene.Options{Config: o})
-	if err != nil {
-		t.Fatal(err)
-	}
-	kernel, err := os.ReadFile(filepath.Join(s.Kernel.Root, "vmlinuz"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	initrd, err := os.ReadFile(s.Initrd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	boot, err := s.FAT("boot.img", int64(len(kernel)+len(initrd))+2<<20, map[string][]byte{scene.KernelFile: kernel, scene.InitrdFile: initrd})
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := &staged{Scene: s}
-	with := scene.BundleOptions{With: map[string]string{"boot": boot}}
-	image, err := s.LoaderDisk("template.img", map[string][]byte{"EFI/BOOT/BOOTX64.EFI": unified(t, s, "A")},
-		map[string]string{"A": d.bundle(t, "1.0.raucb", "1.0", testsystem.Good, testsystem.Options{Files: efibootmgr(t)}, with)}, map[string]int64{"rootfs": slotSize})
-	if err != nil {
-		t.Fatal(err)
-	}
-	m, err := s.FirmwareMachine(scene.OVMF, image)
-	if err != nil {
-		t.Fatal(err)
-	}
-	vm := scene.Start(t, m)
-	vm.Expect(scene.Patience, `starting Boot\d{4} "UEFI Misc Device"`)
-	vm.Expect(scene.Patience, `lifeboat: boot 1 slot rootfs\.0 \(A\) version 1\.0`)
-	vm.Ready()
-	vm.Reset()
-	vm.Expect(scene.Patience, `starting Boot\d{4} "A" from HD\(`)
-	vm.Expect(scene.Patience, `lifeboat: boot 2 slot rootfs\.0 \(A\) version 1\.0`)
-	vm.Ready()
-	if out := vm.Run("/usr/bin/efibootmgr"); !regexp.MustCompile(`BootCurrent: (\w{4})\n(?s:.*)BootOrder: (\w{4}),(\w{4})`).MatchString(out) ||
+	d := startESP(t, "efi", map[string][]byte{}, testsystem.Good)
+	d.Expect(scene.Patience, `starting Boot\d{4} "UEFI Misc Device"`)
+	d.Expect(scene.Patience, `lifeboat: restarting into slot B`)
+	d.Expect(scene.Patience, `starting Boot\d{4} "B" from HD\(`)
+	d.runs("B", "2.0", "trial tries=0")
+	if out := d.Run("/usr/bin/efibootmgr"); !regexp.MustCompile(`BootCurrent: (\w{4})\n(?s:.*)BootOrder: (\w{4}),(\w{4})`).MatchString(out) ||
 		!regexp.MustCompile(`(?m)^Boot0003\* A\b`).MatchString(out) || !regexp.MustCompile(`(?m)^Boot0004\* B\b`).MatchString(out) {
 		t.Errorf("efibootmgr says\n%s", out)
-	}
-	vm.PlugStick(qemu.Stick{Name: "good", File: d.update(t, "2.0", testsystem.Good, testsystem.Options{}, with)})
-	vm.Reset()
-	vm.Expect(scene.Patience, `lifeboat: restarting into slot B`)
-	vm.Expect(scene.Patience, `starting Boot\d{4} "B" from HD\(`)
-	vm.Expect(scene.Patience, `lifeboat: boot \d+ slot rootfs\.1 \(B\) version 2\.0 trial tries=2\n`)
-	vm.Ready()
-	vm.Reset()
-	vm.Expect(scene.Patience, `starting Boot\d{4} "B" from HD\(`) // by BootOrder
-	vm.Expect(scene.Patience, `lifeboat: boot \d+ slot rootfs\.1 \(B\) version 2\.0 confirmed\n`)
-	vm.Ready()
-	vm.PlugStick(qemu.Stick{Name: "silent", File: d.update(t, "3.0", testsystem.Silent, testsystem.Options{}, with)})
-	vm.Reset()
-	vm.Expect(scene.Patience, `lifeboat: restarting into slot A`)
-	for tries := 2; tries >= 0; tries-- {
-		vm.Expect(scene.Patience, fmt.Sprintf(`lifeboat: boot \d+ slot rootfs\.0 \(A\) version 3\.0 trial tries=%d\n`, tries))
-	}
-	vm.Expect(scene.Patience, `lifeboat: fallback from A to B reason=exhausted\n`)
-	vm.Expect(scene.Patience, `lifeboat: boot \d+ slot rootfs\.1 \(B\) version 2\.0 confirmed\n`)
-	if v := vm.Ready(); v != "2.0" {
-		t.Fatalf("version %s", v)
 	}
 }
 
@@ -245,37 +199,6 @@ func efibootmgr(t *testing.T) map[string]string {
 		files[lib[1]] = lib[1]
 	}
 	return files
-}
-
-// unified makes a unified kernel image of the scene's kernel and initramfs, for a slot.
-func unified(t *testing.T, s *scene.Scene, slot string) []byte {
-	t.Helper()
-	loaders, err := scene.Loaders()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmdline, out := s.Path("cmdline"), s.Path("unified.efi")
-	if err := os.WriteFile(cmdline, []byte(scene.FirmwareCmdline+" rauc.slot="+slot), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	var args []string
-	for _, section := range [][3]string{
-		{".osrel", "/etc/os-release", "0x20000"},
-		{".cmdline", cmdline, "0x30000"},
-		{".linux", filepath.Join(s.Kernel.Root, "vmlinuz"), "0x2000000"},
-		{".initrd", s.Initrd, "0x3000000"},
-	} {
-		args = append(args, "--add-section", section[0]+"="+section[1], "--change-section-vma", section[0]+"="+section[2])
-	}
-	args = append(args, filepath.Join(loaders, "usr/lib/systemd/boot/efi/linuxx64.efi.stub"), out)
-	if text, err := exec.Command("objcopy", args...).CombinedOutput(); err != nil {
-		t.Fatalf("objcopy: %v\n%s", err, text)
-	}
-	b, err := os.ReadFile(out)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
 }
 
 // The real systemd-boot starts what the model does, and leaves the names that it does: in what this program writes, and in
