@@ -114,15 +114,17 @@ type Slot struct {
 	Description string
 	ReadOnly    bool
 
-	// A slot of the boot loader itself ([Config.Loaders]): the region in which its two copies lie on Device, a disk, and the
-	// most that an image may have in a boot partition of an eMMC; bytes.
-	RegionStart, RegionSize, SizeLimit int64
+	Region *Region // of a slot of the boot loader itself ([Config.Loaders]); nil for others
 
 	// bootloader=efi: the file that the firmware starts, and what it is told. The file is in the partition of the slot that
 	// goes with this one and is not mounted, by default vmlinuz, or that slot's File; where there is none, on the boot
 	// loader's Device.
 	EFILoader, EFICmdline string
 }
+
+// Region is where the two copies of a boot loader lie on a disk, and the most that an image may have in a boot partition of an
+// eMMC, which has no region; bytes.
+type Region struct{ Start, Size, Limit int64 }
 
 // SlotByName finds a slot by its name ("rootfs.0") or its bootname ("A").
 func (c *Config) SlotByName(name string) (Slot, bool) {

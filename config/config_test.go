@@ -100,9 +100,9 @@ func TestParse(t *testing.T) {
 		}},
 		{"slots of the boot loader", minimal + "[slot.bootloader.0]\ndevice=/dev/mmcblk0\ntype=boot-gpt-switch\nregion-start=1024K\nregion-size=64m\n[slot.spl.0]\ndevice=/dev/mmcblk0\ntype=boot-raw-fallback\nregion-start=32k\nregion-size=65536\n" +
 			"[slot.tpl.0]\ndevice=/dev/mmcblk0\ntype=boot-emmc\nsize-limit=1G\n", func(c *Config) {
-			c.Slots = append([]Slot{{Name: "bootloader.0", Class: "bootloader", Device: "/dev/mmcblk0", Type: "boot-gpt-switch", RegionStart: 1 << 20, RegionSize: 64 << 20}}, c.Slots...)
-			c.Slots = append(c.Slots, Slot{Name: "spl.0", Class: "spl", Device: "/dev/mmcblk0", Type: "boot-raw-fallback", RegionStart: 32 << 10, RegionSize: 64 << 10},
-				Slot{Name: "tpl.0", Class: "tpl", Device: "/dev/mmcblk0", Type: "boot-emmc", SizeLimit: 1 << 30})
+			c.Slots = append([]Slot{{Name: "bootloader.0", Class: "bootloader", Device: "/dev/mmcblk0", Type: "boot-gpt-switch", Region: &Region{Start: 1 << 20, Size: 64 << 20}}}, c.Slots...)
+			c.Slots = append(c.Slots, Slot{Name: "spl.0", Class: "spl", Device: "/dev/mmcblk0", Type: "boot-raw-fallback", Region: &Region{Start: 32 << 10, Size: 64 << 10}},
+				Slot{Name: "tpl.0", Class: "tpl", Device: "/dev/mmcblk0", Type: "boot-emmc", Region: &Region{Limit: 1 << 30}})
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -286,7 +286,7 @@ func TestExample(t *testing.T) {
 	if len(long.Slots) != 5 || long.StagingDevice != "PARTLABEL=staging" || len(long.Warnings) != 0 {
 		t.Errorf("keys behind # are not all there: %+v", long)
 	}
-	if l := long.Loaders(); len(l) != 1 || l[0].RegionStart == 0 || l[0].RegionSize == 0 || l[0].SizeLimit == 0 {
+	if l := long.Loaders(); len(l) != 1 || l[0].Region.Start == 0 || l[0].Region.Size == 0 || l[0].Region.Limit == 0 {
 		t.Errorf("the slot of the boot loader: %+v", l)
 	}
 	long.Slots = long.Slots[3:] // appfs.0, appfs.1, bootloader.0

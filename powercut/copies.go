@@ -19,7 +19,7 @@ import (
 const loaderSector = 512
 
 func loaderRegion(s config.Slot) halves.Region {
-	return halves.Region{Start: s.RegionStart, Size: s.RegionSize, Sector: loaderSector}
+	return halves.Region{Start: s.Region.Start, Size: s.Region.Size, Sector: loaderSector}
 }
 
 // findCopies notes where the disk of a slot and its copies lie.

@@ -206,6 +206,33 @@ func TestLoaderRunning(t *testing.T) {
 	}
 }
 
+// TestLoaderLost: a boot loader that does not arrive is not switched to, and its bundle is not installed.
+func TestLoaderLost(t *testing.T) {
+	for _, kind := range switchKinds {
+		k, d, disk := switchable(t, kind, "2")
+		d.LosesLoader = true
+		l := &life{k, d, disk}
+		b, s := l.boot(k.dir + "/2.raucb")
+		l.refused(b, 40, "what was read back is not what was written")
+		l.runs(b, "1")
+		if _, sealed := d.sealed(l.disk, "rootfs.1"); sealed || s.Install.Target != "" {
+			t.Errorf("%s: it counts as installed: %+v", kind, s.Install)
+		}
+		if v, err := d.StartedLoader(l.disk, "bootloader.0"); err != nil || v != "1" {
+			t.Errorf("%s: the boot loader of version %s is started (%v)", kind, v, err)
+		}
+		// The same bundle again, on a disk that keeps what is written.
+		d.LosesLoader = false
+		for range 3 {
+			b, _ = l.boot(k.dir + "/2.raucb")
+		}
+		l.runs(b, "2")
+		if v, _ := d.StartedLoader(l.disk, "bootloader.0"); v != "2" {
+			t.Errorf("%s: the boot loader of version %s is started", kind, v)
+		}
+	}
+}
+
 // TestLoaderRefused: what cannot be installed is refused before a slot or a copy is touched.
 func TestLoaderRefused(t *testing.T) {
 	spoil := map[string]func(k *kit, d *Device, i *crash.Image){
@@ -217,7 +244,7 @@ func TestLoaderRefused(t *testing.T) {
 		},
 		"image bootloader has 3000 bytes, the boot loader's slot takes 2999": func(k *kit, d *Device, i *crash.Image) {
 			n := slices.IndexFunc(d.Config.Slots, func(s config.Slot) bool { return s.Name == "bootloader.0" })
-			d.Config.Slots[n].RegionSize = 2 * 2999
+			d.Config.Slots[n].Region.Size = 2 * 2999
 		},
 	}
 	for text, spoil := range spoil {

@@ -91,6 +91,8 @@ type Device struct {
 	Loader *Loader
 	// BadWorker makes an installer end badly every time (a hostile bundle).
 	BadWorker bool
+	// LosesLoader says that what is written to a copy of the boot loader does not get there.
+	LosesLoader bool
 
 	policy  boot.Policy
 	trust   update.Trust
@@ -514,6 +516,9 @@ func (r *doors) Run(ctx context.Context, role string, input []byte, src update.S
 		}
 	case update.RoleLoader:
 		m.Slot = r.slot(slot)
+		if r.d.LosesLoader {
+			m.Slot = disk.NewMemory(m.Slot.Size())
+		}
 	case update.RoleLoaded:
 		m.SlotReader, m.SlotSize = r.slot(src.Slot), r.slot(src.Slot).Size()
 		m.Copy, m.CopySize = r.slot(slot), r.slot(slot).Size()

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"lifeboat/boot"
 	"lifeboat/config"
@@ -139,21 +140,6 @@ func (d *decoder) end() error {
 	return d.err
 }
 
-func (e *encoder) parts(all []part) {
-	e.u8(uint8(len(all)))
-	for _, p := range all {
-		e.str(p.Class)
-		e.i64(p.Room)
-	}
-}
-
-func (d *decoder) parts() (all []part) {
-	for range d.u8() {
-		all = append(all, part{d.str(), d.i64()})
-	}
-	return all
-}
-
 func (j *job) encode() []byte {
 	e := &encoder{}
 	e.blob(j.Trust.Keyring)
@@ -171,10 +157,16 @@ func (j *job) encode() []byte {
 	e.flag(j.Trust.RequireSigned)
 	e.i64(j.Trust.Floor)
 	e.str(j.Class)
-	e.parts(j.Parts)
+	all := j.Parts
 	if !config.Slim {
-		e.parts(j.Loaders)
+		e.u8(uint8(len(j.Loaders)))
+		all = append(slices.Clone(j.Loaders), all...)
 		e.i64(j.Sector)
+	}
+	e.u8(uint8(len(all)))
+	for _, p := range all {
+		e.str(p.Class)
+		e.i64(p.Room)
 	}
 	e.i64(j.Rate)
 	e.flag(j.Lone)
@@ -205,9 +197,18 @@ func decodeJob(b []byte) (*job, error) {
 	}
 	j.Trust.RequireSigned, j.Trust.Floor = d.flag(), d.i64()
 	j.Class = d.str()
-	j.Parts = d.parts()
+	var loaders uint8
 	if !config.Slim {
-		j.Loaders, j.Sector = d.parts(), d.i64()
+		loaders, j.Sector = d.u8(), d.i64()
+	}
+	for range d.u8() {
+		j.Parts = append(j.Parts, part{d.str(), d.i64()})
+	}
+	if n := int(loaders); !config.Slim && n > 0 {
+		if n > len(j.Parts) {
+			return nil, errAnswer
+		}
+		j.Loaders, j.Parts = j.Parts[:n:n], j.Parts[n:]
 	}
 	j.Rate = d.i64()
 	j.Lone = d.flag()

@@ -19,10 +19,10 @@ import (
 func LoadersOf(c *config.Config, size func(device string) int64) []Loader {
 	var all []Loader
 	for _, s := range c.Loaders() {
-		l := Loader{Slot: s.Name, Class: s.Class, Room: s.RegionSize / 2}
-		if s.RegionSize == 0 {
-			if l.Room = size(s.Device); s.SizeLimit > 0 && (l.Room == 0 || s.SizeLimit < l.Room) {
-				l.Room = s.SizeLimit
+		l := Loader{Slot: s.Name, Class: s.Class, Room: s.Region.Size / 2}
+		if s.Region.Size == 0 {
+			if l.Room = size(s.Device); s.Region.Limit > 0 && (l.Room == 0 || s.Region.Limit < l.Room) {
+				l.Room = s.Region.Limit
 			}
 		}
 		all = append(all, l)

@@ -389,34 +389,42 @@ func fallback(d disk.Device, image []byte) error {
 	return nil
 }
 
-// At every cut of an update the ROM starts a whole copy, old or new; and so it does at every cut of the next update, of another
-// image, that begins where the first was cut.
+// At every cut of an update the ROM starts a whole copy, old or new, also where only one was there before; and so it does at every
+// cut of the next update, of another image, that begins where the first was cut.
 func TestFallbackCut(t *testing.T) {
 	old, now, third := loader(1, 4000), loader(2, 5000), loader(3, 4500)
-	start := crash.NewImage(64 << 10)
-	if err := fallback(start, old); err != nil {
-		t.Fatal(err)
-	}
-	res := crash.Crash(t, crash.Test{
-		Name: "fallback", Start: start, Options: crash.Options{Random: 10},
-		Update: func(r *crash.Recorder) error { return fallback(r, now) },
-		Check: func(c crash.State) error {
-			if err := rom(c.Image, old, now); err != nil {
+	for name, blank := range map[string]int{"both": -1, "only copy 1": 0, "only copy 0": 1} {
+		start := crash.NewImage(64 << 10)
+		if err := fallback(start, old); err != nil {
+			t.Fatal(err)
+		}
+		random := 10
+		if blank >= 0 {
+			off, size := small.Half(blank)
+			start.WriteAt(bytes.Repeat([]byte{0xff}, int(size)), off)
+			random = 0
+		}
+		res := crash.Crash(t, crash.Test{
+			Name: name, Start: start, Options: crash.Options{Random: random, Limit: 100 * random},
+			Update: func(r *crash.Recorder) error { return fallback(r, now) },
+			Check: func(c crash.State) error {
+				if err := rom(c.Image, old, now); err != nil || blank >= 0 {
+					return err
+				}
+				again, err := crash.Test{
+					Name: "again", Start: c.Image.Clone(), Options: crash.Options{Limit: 25, Random: 2},
+					Update: func(r *crash.Recorder) error { return fallback(r, third) },
+					Check:  func(c crash.State) error { return rom(c.Image, old, now, third) },
+				}.Run()
+				if err == nil && len(again.Failures) > 0 {
+					err = errors.New(again.Failures[0].String())
+				}
 				return err
-			}
-			again, err := crash.Test{
-				Name: "again", Start: c.Image.Clone(), Options: crash.Options{Limit: 25, Random: 2},
-				Update: func(r *crash.Recorder) error { return fallback(r, third) },
-				Check:  func(c crash.State) error { return rom(c.Image, old, now, third) },
-			}.Run()
-			if err == nil && len(again.Failures) > 0 {
-				err = errors.New(again.Failures[0].String())
-			}
-			return err
-		},
-	})
-	if res.Distinct < 100 {
-		t.Errorf("%d distinct states", res.Distinct)
+			},
+		})
+		if res.Distinct < 100 {
+			t.Errorf("%d distinct states", res.Distinct)
+		}
 	}
 }
 

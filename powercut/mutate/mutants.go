@@ -18,6 +18,8 @@ var nets = []struct{ name, pkg, run string }{
 	{"torn seals", "./slots", "^TestSeal"},
 	{"groups and twins", "./powercut", "^(TestGroup|TestRepair)"},
 	{"boot loaders", "./boot/loader", "^TestModel$"},
+	{"copies of the boot loader", "./boot/halves", "Cut$"},
+	{"updates of the boot loader", "./powercut", "^TestLoader(Cut|Lost|Running)$"},
 	{"crash simulator", "./powercut", "^TestCrash$"},
 	{"model", "./boot", "Model|Rule22"},
 }
@@ -131,4 +133,16 @@ var mutants = []mutant{
 	{"one slot's kernel starts another slot's system", "boot/decide.go", []change{{"if f.Started != \"\" && slot != \"\" && slot != f.Started {", "if false {"}}},
 	{"a boot loader that cannot load a slot's kernel is asked for it as often as it counts", "boot/vars.go", []change{{"		if e.Slot != started {\n", "		if e.Slot != started {\n			s.Asked = 0\n"}}},
 	{"a boot loader that does not listen is asked for ever", "boot/decide.go", []change{{"if s.Asked < maxAsked {", "if true {"}}},
+
+	// Updates of the boot loader.
+	{"a copy of the boot loader is not read back", "update/loaders.go", []change{{"if held, err = d.loaded(ctx, slot, seal, c); err == nil && !held {", "if false {"}}},
+	{"the boot loader is brought after its slot was sealed and recorded", "update/install.go", []change{{"if err := d.bringLoaders(ctx, &o, slot, seals[len(seals)-1]); err != nil {", "if err := error(nil); err != nil {"}}},
+	{"the copy that is started is written", "update/loaders.go", []change{{"first, other := CopyName(l.Slot, s.First), CopyName(l.Slot, 1-s.First)", "first, other := CopyName(l.Slot, 1-s.First), CopyName(l.Slot, s.First)"}}},
+	{"the boot loader is switched to before it is written", "update/loaders.go", []change{{"		held, err := d.loaded(ctx, slot, seal, c)\n", "		if !s.Both {\n			_ = d.Copies.Switch(l.Slot, s.First)\n		}\n		held, err := d.loaded(ctx, slot, seal, c)\n"}}},
+	{"a copy's header is written with the rest", "boot/halves/write.go", []change{{"w.fill()\n", "w.fill()\n	_, _ = dev.WriteAt(head, 0)\n"}}},
+	{"a copy's header is not cleared first", "boot/halves/write.go", []change{{"if err := w.put(last, 0); err != nil {", "if err := error(nil); err != nil {"}}},
+	{"a copy that is being written is not marked", "boot/halves/write.go", []change{{"copy(last, mark)", "_ = mark"}}},
+	{"a fallback begins with the copy that is started", "boot/halves/write.go", []change{{"			return 1, nil\n		}\n	}\n	return 0, nil", "			return 0, nil\n		}\n	}\n	return 0, nil"}}},
+	{"both copies of the GPT are written at once", "boot/halves/gpt.go", []change{{"		t.sum()\n		if err := g.write(t); err != nil {", "		t.sum()\n		g.dev = flushless{g.dev}\n		if err := g.write(t); err != nil {"}, {"// table is one of", "type flushless struct{ disk.Device }\n\nfunc (flushless) Flush() error { return nil }\n\n// table is one of"}}},
+	{"the GPT's sums are not put right", "boot/halves/gpt.go", []change{{"		t.sum()\n		if err", "		if err"}}},
 }

@@ -13,6 +13,7 @@ import (
 	"lifeboat/qemu"
 	"lifeboat/qemu/scene"
 	"lifeboat/qemu/testsystem"
+	"lifeboat/update"
 )
 
 // The boot loader lies in the first partition, which the table moves between two halves of a region: GRUB's grub.cfg is what
@@ -108,25 +109,26 @@ func TestBootloaderSwitch(t *testing.T) {
 		}
 	}
 
-	m, err := s.FirmwareMachine(scene.SeaBIOS, image)
+	m, err := s.FirmwareMachine(scene.SeaBIOS, image, second)
 	if err != nil {
 		t.Fatal(err)
 	}
 	vm := scene.Start(t, m)
-	vm.Expect(scene.Patience, "boot loader 1 starts")
-	if v := vm.Ready(); v != "1.0" {
-		t.Fatalf("version %s", v)
+	starts := func(loader string) {
+		t.Helper()
+		vm.Expect(scene.Patience, "boot loader "+loader+" starts")
 	}
-	vm.PlugStick(qemu.Stick{Name: "second", File: second})
-	vm.Reset()
-	vm.Expect(scene.Patience, "boot loader 1 starts")
+	ready := func(version string) {
+		t.Helper()
+		if v := vm.Ready(); v != version {
+			t.Fatalf("version %s", v)
+		}
+	}
+	starts("1")
 	vm.Expect(scene.Patience, `lifeboat: writing the boot loader bootloader\.0/1 of version 2\.0\n`)
 	vm.Expect(scene.Patience, `lifeboat: switching to the boot loader bootloader\.0/1\n`)
 	vm.Expect(scene.Patience, `lifeboat: installed 2\.0 to rootfs\.1 \(B\)\n`)
-	if v := vm.Ready(); v != "2.0" {
-		t.Fatalf("version %s", v)
-	}
-	vm.PullStick("second")
+	ready("2.0")
 	active(half)
 	// The kernel knows already where the first partition is now, and the one that was made for writing is gone.
 	sectors := vm.Run("cat", "/sys/class/block/vda1/start")
@@ -134,14 +136,28 @@ func TestBootloaderSwitch(t *testing.T) {
 		t.Errorf("vda1 begins at %s, want %s", sectors, want)
 	}
 	exits(t, vm, -1, "no such file", "cat", "/sys/class/block/vda255/start")
+	seen := 0
+	for _, w := range vm.Status().Workers {
+		if w.Role == update.RoleLoader || w.Role == update.RoleLoaded {
+			t.Logf("worker %s: %d KiB", w.Role, w.MaxRSSKiB)
+			seen++
+		}
+		if w.MaxRSSKiB > 24<<10 {
+			t.Errorf("worker %s had %d KiB", w.Role, w.MaxRSSKiB)
+		}
+	}
+	if seen != 4 { // what is started, what is to be written; written; read back
+		t.Errorf("%d workers for the boot loader", seen)
+	}
 
-	// The second half starts now; the running system writes the first one.
+	// The second half is started; the running system writes the first one.
+	vm.Reset()
+	starts("2")
+	ready("2.0")
 	exits(t, vm, 0, `switching to the boot loader bootloader\.0/0`, "/usr/bin/bootcount", "install", "/third.raucb")
 	vm.Reset()
-	vm.Expect(scene.Patience, "boot loader 3 starts")
-	if v := vm.Ready(); v != "3.0" {
-		t.Fatalf("version %s", v)
-	}
+	starts("3")
+	ready("3.0")
 	active(0)
 	exits(t, vm, 0, `(?m)^Loader +bootloader\.0: copy 0 is started`, "/usr/bin/bootcount", "status")
 	if out, _, err := testsystem.Run(vm.VM, scene.Patience, "/usr/bin/bootcount", "doctor"); err != nil || !strings.Contains(out, "ok    boot      bootloader.0: copy 0 is started") {

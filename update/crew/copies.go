@@ -164,7 +164,7 @@ func (c *Copies) find(slot string, flags int) (*place, error) {
 	if err != nil || sector < 512 || sector > 4096 {
 		return nil, verify.Refuse(verify.IO, "%s has sectors of no size", p.disk)
 	}
-	p.region = halves.Region{Start: conf.RegionStart, Size: conf.RegionSize, Sector: sector}
+	p.region = halves.Region{Start: conf.Region.Start, Size: conf.Region.Size, Sector: sector}
 	if p.File, err = os.OpenFile(p.disk, flags|unix.O_DIRECT, 0); err != nil {
 		return nil, verify.Refuse(verify.IO, "%w", err)
 	}

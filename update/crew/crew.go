@@ -29,12 +29,7 @@ import (
 var uids = map[string]int{
 	update.RoleScan: 65501, update.RoleCheck: 65502, update.RoleInstall: 65503, update.RoleAttest: 65504, update.RoleSeal: 65505, update.RoleTrust: 65506,
 	update.RoleReport: 65507, update.RoleRepair: 65508, update.RoleCompare: 65509,
-}
-
-func init() {
-	if !config.Slim {
-		uids[update.RoleLoader], uids[update.RoleLoaded] = 65510, 65511
-	}
+	update.RoleLoader: 65510, update.RoleLoaded: 65511,
 }
 
 // quick is the CPU time of a worker that reads little. Those that read or write a whole image may take any time as long as
