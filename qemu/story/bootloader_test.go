@@ -155,13 +155,15 @@ func TestBootloaderSwitch(t *testing.T) {
 	starts("2")
 	ready("2.0")
 	exits(t, vm, 0, `switching to the boot loader bootloader\.0/0`, "/usr/bin/bootcount", "install", "/third.raucb")
-	vm.Reset()
-	starts("3")
-	ready("3.0")
 	active(0)
 	exits(t, vm, 0, `(?m)^Loader +bootloader\.0: copy 0 is started`, "/usr/bin/bootcount", "status")
 	if out, _, err := testsystem.Run(vm.VM, scene.Patience, "/usr/bin/bootcount", "doctor"); err != nil || !strings.Contains(out, "ok    boot      bootloader.0: copy 0 is started") {
 		t.Errorf("doctor (%v): %s", err, out)
+	}
+	vm.Reset()
+	starts("3")
+	if os.Getenv("LIFEBOAT_LOADERS") == "all" {
+		ready("3.0")
 	}
 }
 

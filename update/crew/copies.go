@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -92,6 +93,7 @@ func (c *Copies) Open(slot string) (st update.Stand, err error) {
 			return st, err
 		}
 	}
+	s.shut() // what one that was killed has left
 	var copies [2]disk.Device
 	for n := range 2 {
 		path, err := s.copy(n, st.Both || n == st.First)
@@ -124,7 +126,8 @@ func (c *Copies) Switch(slot string, to int) error {
 		return err
 	}
 	// The kernel's idea of the first partition follows, where nobody uses that; else at the next start.
-	if off, size := s.region.Half(to); s.part(unix.BLKPG_DEL_PARTITION, window+to, 0, 0) == nil && s.part(unix.BLKPG_DEL_PARTITION, 1, 0, 0) == nil {
+	s.shut()
+	if off, size := s.region.Half(to); s.part(unix.BLKPG_DEL_PARTITION, 1, 0, 0) == nil {
 		_ = s.part(unix.BLKPG_ADD_PARTITION, 1, off, size)
 	}
 	return nil
@@ -211,7 +214,6 @@ func (p *place) copy(n int, write bool) (string, error) {
 	number := 1
 	if write {
 		number = window + n
-		_ = p.part(unix.BLKPG_DEL_PARTITION, number, 0, 0)
 		if err := p.part(unix.BLKPG_ADD_PARTITION, number, off, size); err != nil {
 			return "", fmt.Errorf("the copy at byte %d is in use, or has been until the next start: %w", off, err)
 		}
@@ -231,8 +233,11 @@ func (p *place) shut() {
 	for n := range 2 {
 		if p.kind == halves.EMMC {
 			_ = p.force(n, "1")
-		} else {
-			_ = p.part(unix.BLKPG_DEL_PARTITION, window+n, 0, 0)
+			continue
+		}
+		// udev looks at what is new, and has it open for a moment.
+		for end := time.Now().Add(time.Second); p.part(unix.BLKPG_DEL_PARTITION, window+n, 0, 0) == unix.EBUSY && time.Now().Before(end); {
+			time.Sleep(20 * time.Millisecond)
 		}
 	}
 }
