@@ -65,7 +65,7 @@ func TestLoaderStory(t *testing.T) {
 			boots("A", "1.0", ""), `SYSTEM GOOD\n`,
 			`starts slot A\r?\n`, `lifeboat: installed 2\.0 to rootfs\.1 \(B\)\n`, boots("B", "2.0", "trial tries=1\n"), `SYSTEM GOOD\n`,
 			`starts slot B\r?\n`, `lifeboat: installed 3\.0 to rootfs\.0 \(A\)\n`, boots("A", "3.0", "trial tries=1\n"), boots("A", "3.0", "trial tries=0\n"),
-			`starts slot B\r?\n`, `lifeboat: fallback from A to B reason=exhausted\n`, `SYSTEM GOOD\n`, boots("B", "2.0", "confirmed"), `SYSTEM GOOD\n`,
+			`starts slot B\r?\n`, `lifeboat: fallback from A to B reason=exhausted\n`, `SYSTEM GOOD\n`,
 		} {
 			at := regexp.MustCompile(pattern).FindStringIndex(rest)
 			if at == nil {
@@ -133,7 +133,7 @@ var files = map[string][]string{"grub": {grub.File, grub.Shadow}, "uboot": uboot
 // until a version is up that the law allows; what then stands on the disk is judged in memory.
 func TestLoaderReplay(t *testing.T) {
 	eachLoader(t, func(t *testing.T, s *stage, all bool) {
-		c := sample(3)
+		c := sample(2)
 		if all {
 			c = sample(20)
 		}
@@ -158,7 +158,7 @@ func TestLoaderReplay(t *testing.T) {
 
 func TestLoaderInMemory(t *testing.T) {
 	eachLoader(t, func(t *testing.T, s *stage, all bool) {
-		limit := 6
+		limit := 3
 		if all {
 			limit = 60
 		}
@@ -181,7 +181,7 @@ func TestLoaderEnvironments(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		n := 2
+		n := 1
 		if all {
 			n = 100
 		}
@@ -189,7 +189,7 @@ func TestLoaderEnvironments(t *testing.T) {
 			t.Run(fmt.Sprint(i), func(t *testing.T) {
 				t.Parallel()
 				image := base.Clone()
-				how := disturb(t, m, s.Loader, image, rand.New(rand.NewPCG(uint64(i), 7)))
+				how := disturb(t, m, s.Loader, image, rand.New(rand.NewPCG(uint64(i), uint64(len(s.Loader)))))
 				qemu.Reserve(t)
 				got := s.boot(image, moment{Alone: []string{"1.0", "2.0"}}, way{Cold: true}, m, t.TempDir())
 				if got.Err != nil {

@@ -153,7 +153,10 @@ func (r *result) String() string {
 		fmt.Fprintf(&b, "%s: %d writes, %d flushes; %d states, %d distinct; %d chosen\n", st.Name, st.Writes, st.Flushes, st.States, st.Distinct, st.Chosen)
 	}
 	fmt.Fprintf(&b, "%d images booted, %d of them from cold, %d then updated; %d failed\n", r.Booted, r.Cold, r.Updated, r.Failed)
-	fmt.Fprintf(&b, "a boot from the template %.2f s (%d), from cold %.2f s (%d)\n", r.Warm.Seconds, r.Warm.Boots, r.FromCold.Seconds, r.FromCold.Boots)
+	if r.Warm.Boots > 0 {
+		fmt.Fprintf(&b, "a boot from the template %.2f s (%d)\n", r.Warm.Seconds, r.Warm.Boots)
+	}
+	fmt.Fprintf(&b, "a boot from cold %.2f s (%d)\n", r.FromCold.Seconds, r.FromCold.Boots)
 	fmt.Fprintf(&b, "slowest recovery: %d boots, %.1f s (%s)", r.Slowest.Boots, r.Slowest.Seconds, r.Slowest.ID)
 	return b.String()
 }

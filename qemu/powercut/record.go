@@ -38,7 +38,11 @@ type story struct {
 var stories = []story{
 	{
 		name: "update", title: "first boot, an update to 2.0, an update to 3.0 that never says good, fallback to 2.0",
-		play: func(d *player) { d.updates(3) },
+		play: func(d *player) {
+			d.updates(3)
+			d.reset()
+			d.up("2.0", true)
+		},
 	},
 	{
 		name: "rescue", title: "no slot can be booted, a stick repairs the device",
@@ -166,8 +170,6 @@ func (d *player) updates(tries int) {
 	}
 	d.expect(`lifeboat: fallback from A to B reason=exhausted\n`)
 	d.moment(moment{What: "fallen back to 2.0", Alone: []string{"2.0"}, Stick: "4.0"})
-	d.up("2.0", true)
-	d.reset()
 	d.up("2.0", true)
 }
 
