@@ -2,9 +2,12 @@ package main
 
 import (
 	"fmt"
+	"path/filepath"
 	"strings"
 
+	"lifeboat/boot/halves"
 	"lifeboat/config"
+	"lifeboat/disk"
 	"lifeboat/update/crew"
 )
 
@@ -49,6 +52,11 @@ func (p *patient) bootloaders() finding {
 	var texts []string
 	for _, l := range loaderSlots(p.cfg) {
 		texts = append(texts, l.String())
+		if s, _ := p.cfg.SlotByName(l.Slot); p.moves(s) {
+			f.level, f.text = isBad, "the boot loader's variables lie in the first partition of "+s.Device+", which an update of the boot loader moves: it is refused"
+			f.fix = "give them a partition of their own ([bootloader] device=)"
+			return f
+		}
 		if l.Error != "" {
 			f.level, f.fix = isBad, "device=, region-start= and region-size= say where its two copies lie (docs/bootloaders.md)"
 		}
@@ -58,4 +66,14 @@ func (p *patient) bootloaders() finding {
 	}
 	f.text = strings.Join(texts, "; ")
 	return f
+}
+
+// moves reports whether the boot loader's variables lie in the partition that a slot of the boot loader switches.
+func (p *patient) moves(s config.Slot) bool {
+	if !p.policy.Loader || s.Type != halves.MBRSwitch && s.Type != halves.GPTSwitch {
+		return false
+	}
+	blocks, _ := disk.Blocks(filepath.Join(p.root, "sys"))
+	b, err := beside(p.cfg.Loader.Device, blocks, p.report.Booted)
+	return err == nil && "/dev/"+b.Disk == s.Device && b.Part == 1
 }

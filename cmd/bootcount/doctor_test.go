@@ -72,6 +72,11 @@ func TestDoctor(t *testing.T) {
 		{name: "copies over each other", conf: "bootloader=uboot\n[bootloader]\noffsets=0x1000 0x2000\nsize=0x4000\n", want: "fail variables the copies at 4096 and 8192 cover each other", sick: true},
 		{name: "crooked copies", conf: "bootloader=uboot\n[bootloader]\noffsets=0x1100 0x8000\nsize=0x4000\n", want: "warn variables the copies at 4352 and 32768 do not begin", sick: true},
 		{name: "two copies", conf: "bootloader=grub\n", want: "ok variables two copies", sick: true},
+		{
+			name: "variables that would move", conf: "bootloader=uboot\n[bootloader]\ndevice=PARTLABEL=state\n[slot.bootloader.0]\ndevice=/dev/block\ntype=boot-gpt-switch\nregion-start=1M\nregion-size=16M\n",
+			report: func(r *status.Report) { r.Booted.Device = "/dev/vda2" }, root: blocks(nil), want: "fail boot the boot loader's variables lie in the first partition of /dev/block", sick: true,
+		},
+		{name: "a boot loader's disk that is not there", conf: "[slot.bootloader.0]\ndevice=/dev/nowhere\ntype=boot-emmc\n", want: "fail boot bootloader.0: there is no disk /dev/nowhere", sick: true},
 		{name: "a loader that cannot be asked", conf: "bootloader=custom\n", want: "fail loader custom: [bootloader] program= is missing", sick: true},
 		{name: "a loader that cannot be run", conf: "bootloader=custom\n[bootloader]\nprogram=/nowhere/x\n", want: "fail loader custom: /nowhere/x get-primary", sick: true},
 		{name: "rauc without a handler", root: map[string]string{"etc/rauc/system.conf": "[system]\ncompatible=x"}, want: "fail rauc RAUC is here and seals nothing", sick: true},
