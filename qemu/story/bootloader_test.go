@@ -151,6 +151,7 @@ func TestBootloaderSwitch(t *testing.T) {
 	}
 
 	// The second half is started; the running system writes the first one.
+	vm.PullStick("stick0")
 	vm.Reset()
 	starts("2")
 	ready("2.0")
