@@ -97,6 +97,7 @@ type Loader struct {
 	Offsets []int64  // of one or two copies in a raw area of Device, bytes; nil: files are used
 	Size    int64    // of one copy, bytes; 0: the loader's default
 	Schema  string   // uboot: whose variables, "rauc", "swupdate" or "mender"
+	SlotVar string   // uboot with swupdate: the variable that names the slot; "": the first known one that does
 	Program string   // custom: absolute path of the program in the running system
 }
 
@@ -377,6 +378,8 @@ func (c *Config) loader(e entry) error {
 		return nil
 	case "schema":
 		return choice(&l.Schema, e.value, "rauc", "swupdate", "mender")
+	case "slot-variable":
+		return text(&l.SlotVar, e.value, 64)
 	case "program":
 		return absolute(&l.Program, e.value)
 	}

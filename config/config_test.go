@@ -144,6 +144,7 @@ func TestParseRefuses(t *testing.T) {
 		{"three copies", "[bootloader]\nfiles=/a /b /c\n", "line 2: [bootloader] files: one or two copies are expected"},
 		{"an offset in words", "[bootloader]\noffsets=1M\n", `"1M" is no offset in bytes`},
 		{"a copy that is too small", "[bootloader]\nsize=100\n", "a size in bytes from 512"},
+		{"no slot variable", "[bootloader]\nslot-variable=\n", "[bootloader] slot-variable"},
 		{"schema of nobody", "[bootloader]\nschema=android\n", "[bootloader] schema"},
 		{"boot loader of nobody", system("bootloader=lilo"), `unknown boot loader "lilo"`},
 		{"no attempts", system("boot-attempts=0"), `line 2: [system] boot-attempts: "0" is not a number from 1 to 9`},

@@ -118,7 +118,7 @@ func (d *draft) described() (devices []string, names [2]string, err error) {
 	if err != nil {
 		return nil, names, fmt.Errorf("sw-description: %w", err)
 	}
-	known := 0
+	var envs [][]pair
 	var visit func(m map[string]any, depth int)
 	visit = func(m map[string]any, depth int) {
 		images, _ := m["images"].([]any)
@@ -129,11 +129,7 @@ func (d *draft) described() (devices []string, names [2]string, err error) {
 			if dev == "" || kind != "" && kind != "raw" || slices.Contains(devices, dev) {
 				continue
 			}
-			if devices = append(devices, dev); len(devices) <= 2 {
-				if v := selects(m); v != "" {
-					names[len(devices)-1], known = v, known+1
-				}
-			}
+			devices, envs = append(devices, dev), append(envs, bootenv(m))
 			break
 		}
 		for _, k := range slices.Sorted(maps.Keys(m)) {
@@ -147,14 +143,25 @@ func (d *draft) described() (devices []string, names [2]string, err error) {
 		d.note(Other, "sw-description: it names %d devices of systems, not two", len(devices))
 		return nil, names, nil
 	}
-	if known < 2 && d.bootloader != "raw" {
-		d.note(ByHand, "sw-description: the bootnames have to be the values by which the boot loader knows the slots (of bootslot, rootpart, bootpart or mmcpart)")
+	// The slot's variable is the first one that has a word of its own for each copy.
+	for _, v := range envs[0] {
+		i := slices.IndexFunc(envs[1], func(w pair) bool { return w.key == v.key })
+		if i < 0 || envs[1][i].value == v.value || !word(v.value) || !word(envs[1][i].value) {
+			continue
+		}
+		if names = [2]string{v.value, envs[1][i].value}; d.bootloader == "uboot" {
+			d.loader = append(d.loader, pair{"slot-variable", v.key})
+		}
+		return devices, names, nil
+	}
+	if d.bootloader != "raw" {
+		d.note(ByHand, "sw-description: no variable in its bootenv tells the copies apart: the bootnames have to be the values by which the boot loader knows the slots, [bootloader] slot-variable= is where it keeps them")
 	}
 	return devices, names, nil
 }
 
-// selects returns the value by which a copy is selected, "" where none is known.
-func selects(copy map[string]any) string {
+// bootenv returns the variables that an update sets with a copy, in their order.
+func bootenv(copy map[string]any) (vars []pair) {
 	list, _ := copy["bootenv"].([]any)
 	if list == nil {
 		list, _ = copy["uboot"].([]any)
@@ -162,10 +169,13 @@ func selects(copy map[string]any) string {
 	for _, e := range list {
 		v, _ := e.(map[string]any)
 		name, _ := v["name"].(string)
-		if slices.Contains([]string{"bootslot", "rootpart", "bootpart", "mmcpart"}, name) {
-			value, _ := v["value"].(string)
-			return value
-		}
+		value, _ := v["value"].(string)
+		vars = append(vars, pair{name, value})
 	}
-	return ""
+	return vars
+}
+
+// word says whether a value may be a bootname.
+func word(s string) bool {
+	return s != "" && len(s) <= 31 && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-") == ""
 }

@@ -46,6 +46,7 @@ func Open(c *config.Config, at Place) (l boot.Loader, err error) {
 		if env, err = copies(c, at, uboot.Files, uboot.Size); err == nil {
 			var u *uboot.Loader
 			if u, err = uboot.New(env, names, c.Loader.Schema); err == nil {
+				u.SlotVar = c.Loader.SlotVar
 				if l = u; config.Flash(c.Loader.Device) {
 					kind, _ := disk.Attr("/sys/class/mtd/"+at.Block.Name, "type")
 					u.NOR = kind == "nor"

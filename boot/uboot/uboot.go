@@ -26,6 +26,8 @@ type Loader struct {
 	names  []string
 	schema string
 
+	SlotVar string // SWUpdate: the variable that names the slot; "": the first of some that does
+
 	// NOR says that the copies lie on NOR flash (a [disk.File] of that kind, blocks of its own for each). There U-Boot does not
 	// count in the flag: the copy that counts has 1, then the other one's is made 0 without erasing it.
 	NOR bool
@@ -258,13 +260,17 @@ func setOrder(vars map[string]string, names []string, turns []boot.Turn) {
 	vars["BOOT_ORDER"] = strings.Join(words, " ")
 }
 
-// slotVars are the names under which devices with SWUpdate keep the slot; SWUpdate itself has none.
-var slotVars = []string{"bootslot", "rootpart", "bootpart", "mmcpart"}
+// slotVars are the names under which devices with SWUpdate keep the slot. SWUpdate itself has none; its layer for boards has
+// rootpart and rpipart.
+var slotVars = []string{"bootslot", "rootpart", "rpipart", "bootpart", "mmcpart"}
 
 // slotVar is the variable that names the slot.
 func (l *Loader) slotVar(vars map[string]string) string {
 	if l.schema == Mender {
 		return "mender_boot_part"
+	}
+	if l.SlotVar != "" {
+		return l.SlotVar
 	}
 	for _, name := range slotVars {
 		if slices.Contains(l.names, vars[name]) {

@@ -178,6 +178,36 @@ func TestReadForeign(t *testing.T) {
 	}
 }
 
+// SWUpdate's boards call the slot's variable what they like: the configuration names it, else it is a known one that holds a
+// bootname.
+func TestSlotVariable(t *testing.T) {
+	for _, test := range []struct{ variable, vars, want string }{
+		{"", "rpipart=B", "rpipart=A"},
+		{"", "mmcpart=7 rootpart=B", "rootpart=A"},
+		{"", "x=B", "bootslot=A"},
+		{"active", "active=B bootslot=B", "active=A"},
+		{"active", "bootslot=B", "active=A"},
+	} {
+		d := disk.NewMemory(size)
+		e := Env{Vars: map[string]string{"ustate": "0"}}
+		for _, word := range strings.Fields(test.vars) {
+			name, value, _ := strings.Cut(word, "=")
+			e.Vars[name] = value
+		}
+		d.WriteAt(e.Encode(size, false), 0)
+		l := open(t, SWUpdate, names, d)
+		l.SlotVar = test.variable
+		if err := l.Write(boot.Vars{Order: turns("A", "B")}); err != nil {
+			t.Fatal(err)
+		}
+		after, _ := Parse(content(d), false)
+		name, value, _ := strings.Cut(test.want, "=")
+		if e.Vars[name] = value; !cmp.Equal(after.Vars, e.Vars) {
+			t.Errorf("%q, %s: %v, want %v", test.variable, test.vars, after.Vars, e.Vars)
+		}
+	}
+}
+
 // Of two copies, one after the other is damaged or lost: the other one counts, and the next write makes both whole.
 func TestRepair(t *testing.T) {
 	for bad := range 2 {
