@@ -11,6 +11,7 @@ import (
 	"lifeboat/boot"
 	"lifeboat/boot/loader"
 	"lifeboat/boot/raw"
+	"lifeboat/config"
 	"lifeboat/disk"
 )
 
@@ -102,7 +103,24 @@ func (p *patient) copies() finding {
 			f.level, f.text, f.fix = isWarn, fmt.Sprintf("the copies at %d and %d do not begin with a sector: a cut may spoil both", l.Offsets[0], l.Offsets[1]), "offsets that are multiples of 4096"
 		}
 	}
+	if block, err := strconv.ParseInt(p.flash("erasesize"), 10, 64); err == nil {
+		for _, off := range l.Offsets {
+			if off%max(block, 1) != 0 {
+				f.level, f.text = isBad, fmt.Sprintf("the copy at %d of %s does not begin with an erase block (%d): it cannot be written", off, l.Device, block)
+				f.fix = "[bootloader] offsets= that are multiples of it, as in fw_env.config"
+			}
+		}
+	}
 	return f
+}
+
+// flash returns what sysfs says of the raw flash with the boot loader's variables, "" where there is none.
+func (p *patient) flash(attr string) string {
+	if !config.Flash(p.cfg.Loader.Device) {
+		return ""
+	}
+	text, _ := disk.Attr(filepath.Join(p.root, "sys/class/mtd", filepath.Base(p.cfg.Loader.Device)), attr)
+	return text
 }
 
 // loader asks the boot loader's own place, and compares it with the record.

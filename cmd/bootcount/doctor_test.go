@@ -71,6 +71,10 @@ func TestDoctor(t *testing.T) {
 		{name: "one copy", conf: "bootloader=uboot\n[bootloader]\noffsets=0x1000\nsize=0x4000\n", want: "warn variables one copy of uboot's variables", sick: true},
 		{name: "copies over each other", conf: "bootloader=uboot\n[bootloader]\noffsets=0x1000 0x2000\nsize=0x4000\n", want: "fail variables the copies at 4096 and 8192 cover each other", sick: true},
 		{name: "crooked copies", conf: "bootloader=uboot\n[bootloader]\noffsets=0x1100 0x8000\nsize=0x4000\n", want: "warn variables the copies at 4352 and 32768 do not begin", sick: true},
+		{
+			name: "copies in one erase block", conf: "bootloader=uboot\n[bootloader]\ndevice=/dev/mtd0\noffsets=0x0 0x8000\nsize=0x4000\n", sick: true,
+			root: map[string]string{"sys/class/mtd/mtd0/erasesize": "65536\n"}, want: "fail variables the copy at 32768 of /dev/mtd0 does not begin with an erase block (65536)",
+		},
 		{name: "two copies", conf: "bootloader=grub\n", want: "ok variables two copies", sick: true},
 		{
 			name: "variables that would move", conf: "bootloader=uboot\n[bootloader]\ndevice=PARTLABEL=state\n[slot.bootloader.0]\ndevice=/dev/block\ntype=boot-gpt-switch\nregion-start=1M\nregion-size=16M\n",

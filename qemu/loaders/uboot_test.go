@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -202,6 +203,55 @@ func agree(t *testing.T, rom string, c *config.Config, kernels string, some []st
 			}
 		}
 	}
+}
+
+// The script for boards that keep their environment themselves decides as the other one does. QEMU's U-Boot has no saveenv, as
+// a board whose saveenv fails: what would be saved is what it has then.
+func TestUBootSaveEnv(t *testing.T) {
+	rom, c := needUBoot(t)
+	names := []string{"A", "B"}
+	known := []string{"BOOT_ORDER", "BOOT_A_LEFT", "BOOT_B_LEFT"}
+	script := func(start string) string {
+		main, err := bootloader.UBoot(c, bootloader.UBootOptions{SaveEnv: true, Start: fmt.Sprintf(
+			"env export -c -s %x 7a00000 %s; fatwrite ${devtype} ${devnum}:1 7a00000 uboot.env %[1]x; %[3]s", copySize, strings.Join(known, " "), start)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprintf("setenv BOOT_ORDER; setenv BOOT_A_LEFT; setenv BOOT_B_LEFT\nif load ${devtype} ${devnum}:1 7900000 uboot.env; then env import -c 7900000 %x; fi\n%s", copySize, main)
+	}
+	all := states(rand.New(rand.NewPCG(1, 1)), 0)
+	all = slices.DeleteFunc(all, func(s state) bool { // one copy that is whole, or none
+		_, ok := uboot.Parse(s.copies[1], true)
+		return !ok
+	})
+	var before [][][]byte
+	for _, s := range all {
+		e, _ := uboot.Parse(s.copies[1], true)
+		before = append(before, [][]byte{e.Encode(copySize, false)})
+	}
+	for part := range 2 { // as many as fit into one run
+		from, to := part*len(all)/2, (part+1)*len(all)/2
+		started, after := through(t, rom, "AB", script, []string{"uboot.env"}, before[from:to])
+		for i, s := range all[from:to] {
+			want, left := uboot.Run([2][]byte{s.copies[1], s.copies[1]}, copySize, names, func(string) bool { return true })
+			if started[i] != want {
+				t.Errorf("%s: U-Boot starts %q, its model %s", s.what, started[i], want)
+			}
+			e, _ := uboot.Parse(left[0], true)
+			if f, _ := uboot.Parse(left[1], true); f.Flag != s.copies[1][4] {
+				e = f
+			}
+			for _, name := range known[1:] {
+				if e.Vars[name] == "" {
+					e.Vars[name] = "3"
+				}
+			}
+			if got, ok := uboot.Parse(after[i][0], false); !ok || !maps.Equal(got.Vars, e.Vars) {
+				t.Errorf("%s: U-Boot has %v, its model %v", s.what, got.Vars, e.Vars)
+			}
+		}
+	}
+	t.Logf("%d states", len(all))
 }
 
 // through runs U-Boot over states of some files on its boot partition (nil: no such file), one after the other in one run, and

@@ -46,7 +46,7 @@ func (b Tried) Script(size int, names [2]string, start [2]string) string {
 		line("setenv %s", v)
 	}
 	line("setenv %s %s; setenv %s 0; setenv bootcount 0; setenv bootlimit %d", b.Slot, names[0], b.State, b.Limit)
-	line("if load ${devtype} ${devnum}:1 7900000 %s; then env import -c 7900000 %x %s; fi", b.File, size, strings.Join(b.Vars(), " "))
+	line("if load ${devtype} ${devnum}:${distro_bootpart} 7900000 %s; then env import -c 7900000 %x %s; fi", b.File, size, strings.Join(b.Vars(), " "))
 	line("setenv lb_tried")
 	for _, on := range b.On {
 		line(`if test "${%s}" = "%s"; then setenv lb_tried 1; fi`, b.State, on)
@@ -61,7 +61,7 @@ func (b Tried) Script(size int, names [2]string, start [2]string) string {
 	line(`if test "${%s}" = "%s"; then setenv lb_slot %s; else setenv lb_slot %s; fi`, b.Slot, names[0], names[1], names[0])
 	line("setenv %s ${lb_slot}; setenv %s %s", b.Slot, b.State, b.Back)
 	line("fi")
-	line("env export -c -s %x 7a00000 %s; fatwrite ${devtype} ${devnum}:1 7a00000 %s %x", size, strings.Join(b.Vars(), " "), b.File, size)
+	line("env export -c -s %x 7a00000 %s; fatwrite ${devtype} ${devnum}:${distro_bootpart} 7a00000 %s %x", size, strings.Join(b.Vars(), " "), b.File, size)
 	line("fi")
 	for i, name := range names {
 		line(`if test "${%s}" = "%s"; then`+"\n%s\nfi", b.Slot, name, start[i])
