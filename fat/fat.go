@@ -367,10 +367,14 @@ func (f *File) pieces(n int, off int64, do func(done, n int, at int64) bool) (do
 	return done
 }
 
-// Runs calls do for each run of consecutive clusters that the file lies in: n bytes at a place of the medium, in the order of the
-// file. It ends when do does.
-func (f *File) Runs(do func(at, n int64) bool) {
-	f.pieces(int(f.size), 0, func(_, n int, at int64) bool { return do(at, int64(n)) })
+// Run returns where on the medium the byte at off lies, and how many bytes of the file lie there one behind the other; none
+// from the file's end on.
+func (f *File) Run(off int64) (at, n int64) {
+	f.pieces(int(f.size-off), off, func(_, k int, a int64) bool {
+		at, n = a, int64(k)
+		return false
+	})
+	return at, n
 }
 
 // WriteAt overwrites bytes of the file where they lie. Nothing else on the medium changes: no table, no folder, no time,

@@ -68,15 +68,15 @@ func tableOf(dev disk.Device, on, file string) (table []dm.Target, err error) {
 	if err != nil {
 		return nil, err
 	}
-	start, odd := int64(0), f.Size() == 0
-	f.Runs(func(at, n int64) bool {
-		odd = (at|n)%block != 0 || len(table) == maxRuns
+	for start := int64(0); ; {
+		at, n := f.Run(start)
+		if n == 0 && len(table) > 0 {
+			return table, nil
+		}
+		if (at|n)%block != 0 || n == 0 || len(table) == maxRuns {
+			return nil, errors.New(file + " does not lie in whole blocks of 4096 bytes, from 1 of them on, in at most 64 pieces")
+		}
 		table = append(table, dm.Target{Start: uint64(start / 512), Sectors: uint64(n / 512), Type: "linear", Args: on + strconv.FormatInt(at/512, 10)})
 		start += n
-		return !odd
-	})
-	if odd {
-		return nil, errors.New(file + " does not lie in whole blocks of 4096 bytes, from 1 of them on, in at most 64 pieces")
 	}
-	return table, nil
 }

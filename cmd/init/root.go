@@ -42,14 +42,18 @@ func (d *device) slotPath(slot string) string {
 // mapFiles makes each slot that is a file a device of its own, from where the file lies now.
 func (d *device) mapFiles() {
 	d.slots = map[string]disk.Block{}
-	for slot, b := range d.found.slots {
-		if s, _ := d.cfg.SlotByName(slot); s.File != "" {
-			if err := loader.MapFile(filePrefix+slot, &b, s.File); err != nil {
-				d.con.say("slot " + slot + ": " + err.Error())
-				continue
+	for i := range d.cfg.Slots {
+		s := &d.cfg.Slots[i]
+		b, ok := d.found.slots[s.Name]
+		if ok && s.File != "" {
+			if err := loader.MapFile(filePrefix+s.Name, &b, s.File); err != nil {
+				d.con.say("slot " + s.Name + ": " + err.Error())
+				ok = false
 			}
 		}
-		d.slots[slot] = b
+		if ok {
+			d.slots[s.Name] = b
+		}
 	}
 }
 
@@ -213,8 +217,9 @@ func (d *device) handOver(s update.Started) {
 		}
 	}
 	restart(rootName, s.Slot, s.Facts)
-	for _, m := range s.With {
-		if c, _ := d.cfg.SlotByName(m.Slot); c.File == "" {
+	for i := range s.With {
+		m := &s.With[i]
+		if d.slots[m.Slot].Name == d.found.slots[m.Slot].Name {
 			restart(mappedName(m.Class), m.Slot, m.Facts)
 		}
 	}

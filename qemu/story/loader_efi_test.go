@@ -28,9 +28,9 @@ type espDevice struct {
 	files map[string]string // in each system
 }
 
-// startESP starts one with system 1.0 in slot A. esp are the files beside those of the slots. With first, a stick with it is
-// in from the beginning.
-func startESP(t *testing.T, loader string, esp map[string][]byte, first testsystem.Behaviour) *espDevice {
+// startESP starts one with system 1.0 in slot A. With first, a stick with a 2.0 of it is in from the beginning. more says what
+// else is in 1.0.
+func startESP(t *testing.T, loader string, first testsystem.Behaviour, more func(d *espDevice) testsystem.Options) *espDevice {
 	t.Helper()
 	qemu.NeedKernel(t, "generic")
 	conf := scene.FileConfig(loader)
@@ -40,7 +40,8 @@ func startESP(t *testing.T, loader string, esp map[string][]byte, first testsyst
 		t.Fatal(err)
 	}
 	d := &espDevice{staged: &staged{Scene: s}, t: t}
-	if esp == nil {
+	esp := map[string][]byte{}
+	if loader == "sdboot" {
 		esp = d.sdboot()
 	}
 	for _, slot := range []string{"A", "B"} {
@@ -56,8 +57,12 @@ func startESP(t *testing.T, loader string, esp map[string][]byte, first testsyst
 		}
 		d.files = efibootmgr(t)
 	}
-	fill := d.brings("1.0", testsystem.Good)
-	if d.image, err = s.LoaderDisk("disk.img", esp, map[string]string{"A": fill}, map[string]int64{"rootfs": slotSize}); err != nil {
+	o := testsystem.Options{}
+	if more != nil {
+		o = more(d)
+	}
+	fill := d.brings("1.0", testsystem.Good, o)
+	if d.image, err = s.LoaderDisk("disk.img", esp, map[string]string{"A": fill}, map[string]int64{"rootfs": 2 * slotSize}); err != nil {
 		t.Fatal(err)
 	}
 	m, err := s.FirmwareMachine(scene.OVMF, d.image)
@@ -65,20 +70,23 @@ func startESP(t *testing.T, loader string, esp map[string][]byte, first testsyst
 		t.Fatal(err)
 	}
 	if first != "" {
-		m.Sticks = []qemu.Stick{{Name: "first", File: d.stick(t, "first", d.brings("2.0", first))}}
+		m.Sticks = []qemu.Stick{{Name: "first", File: d.stick(t, "first", d.brings("2.0", first, testsystem.Options{}))}}
 	}
 	d.Device = scene.Start(t, m)
 	return d
 }
 
 // brings makes a bundle of a system and its kernel.
-func (d *espDevice) brings(version string, how testsystem.Behaviour) string {
+func (d *espDevice) brings(version string, how testsystem.Behaviour, o testsystem.Options) string {
 	d.t.Helper()
 	kernel, err := d.UKI(version+".efi", "", scene.FirmwareCmdline+" uki="+version)
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	return d.bundle(d.t, version+".raucb", version, how, testsystem.Options{Files: d.files}, scene.BundleOptions{With: map[string]string{"boot": kernel}})
+	if o.Files == nil {
+		o.Files = d.files
+	}
+	return d.bundle(d.t, version+".raucb", version, how, o, scene.BundleOptions{With: map[string]string{"boot": kernel}})
 }
 
 // sdboot are the files by which OVMF starts systemd-boot, with entries made by `lifeboat bootloader sdboot`.
@@ -159,24 +167,66 @@ func (d *espDevice) told() string {
 func needTime(t *testing.T) {
 	t.Helper()
 	if os.Getenv("LIFEBOAT_LOADERS") != "all" {
-		t.Skip("UEFI takes minutes under emulation: LIFEBOAT_LOADERS=all")
+		t.Skip("this takes minutes under emulation: LIFEBOAT_LOADERS=all")
 	}
 }
 
 // systemd-boot counts, and each slot goes on with its own kernel, which the bundle has put into its file on the ESP: an update
 // that never says good.
 func TestSdboot(t *testing.T) {
-	d := startESP(t, "sdboot", nil, testsystem.Silent)
+	t.Parallel()
+	d := startESP(t, "sdboot", testsystem.Silent, nil)
 	d.falls("B", "2.0", "A", "1.0", "trial tries=0")
 	if told := d.told(); told != "A8B0" {
 		t.Errorf("systemd-boot is told %s", told)
 	}
 }
 
+// `bootcount install` in the system that runs writes the other slot's file: where nobody has mounted the ESP, and below its
+// mount point. systemd-boot then starts the last one.
+func TestSdbootRunning(t *testing.T) {
+	needTime(t)
+	busybox, err := filepath.Abs("../../build/peers/bin/busybox")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(busybox); err != nil {
+		t.Skip("there is no busybox: make setup")
+	}
+	d := startESP(t, "sdboot", "", func(d *espDevice) testsystem.Options {
+		return testsystem.Options{
+			Files: map[string]string{
+				"bin/busybox": busybox, "2.0.raucb": d.brings("2.0", testsystem.Good, testsystem.Options{}), "3.0.raucb": d.brings("3.0", testsystem.Good, testsystem.Options{}),
+			},
+			KernelRoot: d.Kernel.Root, Modules: []string{"vfat", "nls_cp437", "nls_ascii"},
+		}
+	})
+	d.runs("A", "1.0", "trial tries=0")
+	const bootcount = "/usr/bin/bootcount"
+	if out := d.Run(bootcount, "status"); !strings.Contains(out, "With     boot.0 (a file on /dev/vda2)") {
+		t.Errorf("status says\n%s", out)
+	}
+	mount := []string{"/bin/busybox", "mount", "-t", "vfat", "-o", "iocharset=ascii,ro", "/dev/vda2", "/tmp"}
+	d.Run(mount...)
+	exits(t, d.Device, 40, "(?i)busy", bootcount, "install", "/2.0.raucb")
+	d.Run("/bin/busybox", "umount", "/tmp")
+	exits(t, d.Device, 0, `version 2\.0 is in rootfs\.1 \(B\)`, bootcount, "install", "/2.0.raucb")
+	mount[5] = "iocharset=ascii" // early boot and bootcount have let go of it
+	d.Run(mount...)
+	exits(t, d.Device, 0, `version 3\.0 is in rootfs\.1 \(B\)`, bootcount, "install", "/3.0.raucb")
+	if out := exits(t, d.Device, 0, `ok    disk `, bootcount, "doctor"); !strings.Contains(out, "5 partitions, aligned") {
+		t.Errorf("the doctor says\n%s", out)
+	}
+	d.Run("/bin/busybox", "umount", "/tmp")
+	d.Reset()
+	d.runs("B", "3.0", "trial tries=0")
+}
+
 // The firmware alone starts the kernel in a slot's file: once by BootNext, for good by BootOrder. It starts the first time from
 // its removable path, and the entries are made then.
 func TestEFI(t *testing.T) {
-	d := startESP(t, "efi", map[string][]byte{}, testsystem.Good)
+	t.Parallel()
+	d := startESP(t, "efi", testsystem.Good, nil)
 	d.Expect(scene.Patience, `starting Boot\d{4} "UEFI Misc Device"`)
 	d.Expect(scene.Patience, `lifeboat: restarting into slot B`)
 	d.Expect(scene.Patience, `starting Boot\d{4} "B" from HD\(`)
@@ -234,6 +284,8 @@ func TestSdbootModel(t *testing.T) {
 		starts int
 		files  []string
 	}{
+		{2, []string{"53-B+3-0.conf", "53-B+2-1.conf", "52-A+2-0.conf"}},        // the next name is taken: it does not count
+		{4, []string{"53-B+3-1.conf", "53-B+3-0.conf", "52-A+2-0.conf"}},        // what is written instead
 		{6, []string{"53-B+3-0.conf", "52-A+2-0.conf", "00-A.off", "00-B.off"}}, // and on when nothing has tries left
 		{4, []string{"53-B+1-0.conf", "51-B.conf", "52-A+1-0.conf", "00-B.off"}},
 		{3, []string{"52-A.conf", "53-B+0-3.conf"}},
@@ -293,6 +345,7 @@ func TestSdbootModel(t *testing.T) {
 			states++
 			files = now
 		}
+		t.Logf("%q and on: %d states", chain.files, chain.starts)
 	}
 	t.Logf("figure: systemd-boot: %d states as its model says", states)
 }
