@@ -46,6 +46,9 @@ type CreateOptions struct {
 	// the payload.
 	Keyring []byte
 
+	// Images make the images of classes, whose files are not in the folder then.
+	Images map[string]MakeImage
+
 	// SquashfsArgs are further arguments of mksquashfs. Without -comp among
 	// them the payload is compressed with zstd.
 	SquashfsArgs []string
@@ -53,6 +56,10 @@ type CreateOptions struct {
 	// Mksquashfs is the program, "mksquashfs" if empty.
 	Mksquashfs string
 }
+
+// MakeImage writes the image that the manifest calls filename. Where latest is not zero the bundle is reproducible, and no time
+// in the image is later.
+type MakeImage func(w io.Writer, filename string, latest time.Time) error
 
 // Create makes the bundle out of the manifest and the images in the folder
 // indir, as `rauc bundle` does, and writes what RAUC has no key for to
@@ -80,6 +87,11 @@ func Create(ctx context.Context, indir, out string, o CreateOptions) (err error)
 	m := maker{o: o, made: made, reproducible: reproducible, indir: indir, tmp: tmp}
 	if err := m.readDraft(); err != nil {
 		return fmt.Errorf("create %s: %w", out, err)
+	}
+	for class := range o.Images {
+		if !slices.ContainsFunc(m.manifest.Images, func(i Image) bool { return i.Class == class && i.Filename != "" }) {
+			return fmt.Errorf("create %s: the manifest has no [image.%s] with a filename=", out, class)
+		}
 	}
 	for i := range m.manifest.Images {
 		if err := m.addImage(ctx, &m.manifest.Images[i]); err != nil {
@@ -162,6 +174,12 @@ func (m *maker) addImage(ctx context.Context, img *Image) error {
 		return nil
 	}
 	path := filepath.Join(m.indir, img.Filename)
+	if fill := m.o.Images[img.Class]; fill != nil {
+		path = filepath.Join(m.tmp, img.Filename)
+		if err := m.makeImage(path, fill); err != nil {
+			return fmt.Errorf("image %s: %w", img.Key(), err)
+		}
+	}
 	info, err := os.Lstat(path)
 	if err != nil {
 		return err
@@ -209,6 +227,18 @@ func (m *maker) addImage(ctx context.Context, img *Image) error {
 	meta.set(img.Key()+".verity-hash", hex.EncodeToString(root[:]))
 	meta.set(img.Key()+".verity-salt", hex.EncodeToString(salt))
 	return nil
+}
+
+func (m *maker) makeImage(path string, fill MakeImage) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return err
+	}
+	var latest time.Time
+	if m.reproducible {
+		latest = m.made
+	}
+	return errors.Join(fill(f, filepath.Base(path), latest), f.Close())
 }
 
 // keyringName is the name of the payload's file with keyrings and CRLs.

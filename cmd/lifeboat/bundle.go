@@ -27,13 +27,14 @@ func newBundle() *cobra.Command {
 func newBundleCreate() *cobra.Command {
 	var s signer
 	var squashfs string
-	var crls, keyrings []string
+	var crls, keyrings, trees []string
 	cmd := &cobra.Command{
 		Use:   "create --cert F --key F [flags] INDIR OUT.raucb",
 		Short: "make a bundle of the manifest.raucm and the images in a folder",
 		Long: `INDIR is as for "rauc bundle": a manifest.raucm and the images that it names. Without format= in it the
 bundle is of format verity. [meta.lifeboat] gets the signed root hash of each image; security-epoch= and
-valid-until= there are kept. Keyrings and CRLs that go along renew the trust of the devices that install it.`,
+valid-until= there are kept. --tree makes an image of a folder, with all attributes of its files: a tar archive of the name
+that the manifest has for that class (.tar, .tar.gz, .tar.zst, .tar.xz). Keyrings and CRLs that go along renew the trust of the devices that install it.`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			key, cert, chain, err := s.load(cmd.Context())
@@ -49,6 +50,9 @@ valid-until= there are kept. Keyrings and CRLs that go along renew the trust of 
 					return err
 				}
 			}
+			if o.Images, err = treeImages(trees); err != nil {
+				return err
+			}
 			if err := bundle.Create(cmd.Context(), args[0], args[1], o); err != nil {
 				return err
 			}
@@ -60,6 +64,7 @@ valid-until= there are kept. Keyrings and CRLs that go along renew the trust of 
 	f := cmd.Flags()
 	f.StringArrayVar(&crls, "crl", nil, "CRL that goes along in the signature (may be repeated)")
 	f.StringArrayVar(&keyrings, "keyring-update", nil, "signed keyring, CRL or trust file that goes along in the payload (may be repeated)")
+	f.StringArrayVar(&trees, "tree", nil, "CLASS=DIR: the image of a class is an archive of a folder (may be repeated)")
 	f.StringVar(&squashfs, "mksquashfs-args", "", `more arguments for mksquashfs, like "-comp xz"`)
 	require(cmd, "cert", "key")
 	return cmd
