@@ -92,15 +92,16 @@ type limits struct {
 	input            int // bytes
 	weak             bool
 	unfiltered       bool
+	folder, devices  bool
 }
 
 func (l limits) String() string {
 	bit := map[bool]int{true: 1}
-	return fmt.Sprintf("%d:%d:%d:%d:%d:%d:%d:%d", l.uid, l.memory, l.fileSize, l.cpu, l.files, l.input, bit[l.weak], bit[l.unfiltered])
+	return fmt.Sprintf("%d:%d:%d:%d:%d:%d:%d:%d:%d:%d", l.uid, l.memory, l.fileSize, l.cpu, l.files, l.input, bit[l.weak], bit[l.unfiltered], bit[l.folder], bit[l.devices])
 }
 
 func parseLimits(s string) (limits, error) {
-	var v [8]int64
+	var v [10]int64
 	fields := strings.Split(s, ":")
 	if len(fields) != len(v) {
 		return limits{}, fmt.Errorf("limits %q", s)
@@ -112,7 +113,7 @@ func parseLimits(s string) (limits, error) {
 		}
 		v[i] = n
 	}
-	l := limits{uid: int(v[0]), memory: v[1], fileSize: v[2], cpu: v[3], files: int(v[4]), input: int(v[5]), weak: v[6] != 0, unfiltered: v[7] != 0}
+	l := limits{uid: int(v[0]), memory: v[1], fileSize: v[2], cpu: v[3], files: int(v[4]), input: int(v[5]), weak: v[6] != 0, unfiltered: v[7] != 0, folder: v[8] != 0, devices: v[9] != 0}
 	if v[0] == 0 || v[0] >= 1<<31 || v[1] == 0 || v[4] > maxFiles || v[5] > MaxInput {
 		return limits{}, fmt.Errorf("limits %q", s)
 	}
@@ -120,7 +121,12 @@ func parseLimits(s string) (limits, error) {
 }
 
 func (l limits) apply() error {
-	if err := closeFrom(firstFD + l.files + 1); err != nil {
+	folder := firstFD + l.files + 1
+	last := folder
+	if l.folder {
+		last++
+	}
+	if err := closeFrom(last); err != nil {
 		return fmt.Errorf("close descriptors: %w", err)
 	}
 	// First choice of the kernel's OOM killer; as long as there is a /proc.
@@ -133,10 +139,21 @@ func (l limits) apply() error {
 		}
 	}
 	if !l.weak {
-		if err := enterEmptyRoot(); err != nil {
+		var keep []uintptr
+		err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+		switch {
+		case err != nil:
+			return fmt.Errorf("make mounts private: %w", err)
+		case l.folder:
+			keep = folderCaps(l.devices)
+			err = enterFolder(folder)
+		default:
+			err = enterEmptyRoot()
+		}
+		if err != nil {
 			return err
 		}
-		if err := dropUser(l.uid); err != nil {
+		if err := dropUser(l.uid, keep); err != nil {
 			return err
 		}
 	}
@@ -154,7 +171,7 @@ func (l limits) apply() error {
 	if l.weak || l.unfiltered {
 		return nil
 	}
-	return filterCalls()
+	return filterCalls(l.folder)
 }
 
 type rlimit struct {
@@ -188,19 +205,47 @@ func (l limits) rlimits() []rlimit {
 // do it, an initramfs can't be pivoted away.
 func enterEmptyRoot() error {
 	const flags = unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("make mounts private: %w", err)
-	}
 	if err := unix.Mount("empty", "/proc", "ramfs", flags, "mode=0555"); err != nil {
 		return fmt.Errorf("mount the empty root: %w", err)
 	}
+	return enter()
+}
+
+// enterFolder makes the mount behind a descriptor the root, in the same way,
+// and closes the descriptor.
+func enterFolder(fd int) error {
+	const flags = unix.MS_BIND | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, "/proc", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("mount the folder: %w", err)
+	}
+	if err := unix.Mount("", "/proc", "", flags|unix.MS_REMOUNT, ""); err != nil {
+		return fmt.Errorf("mount the folder: %w", err)
+	}
+	if err := unix.Close(fd); err != nil {
+		return err
+	}
+	return enter()
+}
+
+func enter() error {
 	if err := unix.Chroot("/proc"); err != nil {
-		return fmt.Errorf("enter the empty root: %w", err)
+		return fmt.Errorf("enter the root: %w", err)
 	}
 	if err := unix.Chdir("/"); err != nil {
-		return fmt.Errorf("enter the empty root: %w", err)
+		return fmt.Errorf("enter the root: %w", err)
 	}
 	return nil
+}
+
+// folderCaps are what a worker keeps that makes files in a folder. Labels and
+// attributes of the system need CAP_SYS_ADMIN; what else that allows takes
+// system calls that the filter does not.
+func folderCaps(devices bool) []uintptr {
+	caps := []uintptr{unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_FOWNER, unix.CAP_FSETID, unix.CAP_SETFCAP, unix.CAP_SYS_ADMIN}
+	if devices {
+		caps = append(caps, unix.CAP_MKNOD)
+	}
+	return caps
 }
 
 // setupCaps are the capabilities that a child needs to confine itself: all that
@@ -212,17 +257,22 @@ func setupCaps() []uintptr {
 	}
 }
 
-// dropUser gives up root and all capabilities, in every thread.
-func dropUser(uid int) error {
+// dropUser gives up root and all capabilities but keep, in every thread.
+func dropUser(uid int, keep []uintptr) error {
 	// The others are gone already: Run's thread has dropped them, and each
 	// call for all threads costs more than the forty there.
-	for _, c := range setupCaps() {
+	for _, c := range append(setupCaps(), keep...) {
 		if err := everyThread(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c); err != nil {
 			return fmt.Errorf("drop capability %d: %w", c, err)
 		}
 	}
 	if err := syscall.Setgroups(nil); err != nil {
 		return fmt.Errorf("drop groups: %w", err)
+	}
+	if len(keep) > 0 {
+		if err := everyThread(unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 1); err != nil {
+			return fmt.Errorf("keep capabilities: %w", err)
+		}
 	}
 	if err := syscall.Setresgid(uid, uid, uid); err != nil {
 		return fmt.Errorf("set gid: %w", err)
@@ -232,8 +282,12 @@ func dropUser(uid int) error {
 	}
 	// Ambient capabilities go with the permitted ones.
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var none [2]unix.CapUserData
-	if err := everyThread(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&none[0]))); err != nil {
+	var sets [2]unix.CapUserData
+	for _, c := range keep {
+		sets[c/32].Permitted |= 1 << (c % 32)
+		sets[c/32].Effective |= 1 << (c % 32)
+	}
+	if err := everyThread(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&sets[0]))); err != nil {
 		return fmt.Errorf("drop capabilities: %w", err)
 	}
 	return nil

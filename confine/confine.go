@@ -35,6 +35,13 @@ type Spec struct {
 	// Files are the worker's only descriptors, in this order, at most 32. What
 	// they allow is what the worker may do: open them read-only for readers.
 	Files []*os.File
+	// Folder, if not nil, becomes the worker's root in place of the empty one,
+	// and the worker may make files in it as root could: with any owner, mode,
+	// capability and label, and device nodes if Devices is set. Through it the
+	// worker reaches all of the folder's file system, which should be one of its
+	// own, and nothing else. It needs the filter for system calls.
+	Folder  *os.File
+	Devices bool
 	// Input is the job itself, from a trusted caller; at most MaxInput bytes.
 	Input []byte
 

@@ -26,6 +26,15 @@ func allowed() []uint32 {
 	}, filterExtra()...)
 }
 
+// inFolder are what making files takes besides.
+func inFolder() []uint32 {
+	return []uint32{
+		unix.SYS_OPENAT, unix.SYS_OPENAT2, unix.SYS_MKDIRAT, unix.SYS_MKNODAT, unix.SYS_LINKAT, unix.SYS_SYMLINKAT, unix.SYS_UNLINKAT,
+		unix.SYS_FCHOWN, unix.SYS_FCHOWNAT, unix.SYS_FCHMOD, unix.SYS_FCHMODAT, unix.SYS_UTIMENSAT,
+		unix.SYS_FSETXATTR, unix.SYS_LSETXATTR, unix.SYS_SYNCFS,
+	}
+}
+
 // Offsets in struct seccomp_data; arguments are looked at by their low half,
 // the only one that counts for int and unsigned int arguments on the two
 // little-endian architectures built for.
@@ -42,7 +51,7 @@ const (
 // Threads are allowed, processes are not. Memory may be private and not
 // executable only, and no stack that grows: RLIMIT_DATA sees neither shared
 // memory nor stacks. Nor does it see what lies in pipes: they keep their 64 KiB.
-func filterProgram() []unix.SockFilter {
+func filterProgram(folder bool) []unix.SockFilter {
 	load := func(off uint32) unix.SockFilter {
 		return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: off}
 	}
@@ -56,7 +65,11 @@ func filterProgram() []unix.SockFilter {
 		ret(unix.SECCOMP_RET_KILL_PROCESS),
 		load(dataNumber),
 	}
-	for _, nr := range allowed() {
+	calls := allowed()
+	if folder {
+		calls = append(calls, inFolder()...)
+	}
+	for _, nr := range calls {
 		p = append(p, jump(unix.BPF_JEQ, nr, 0, 1), ret(unix.SECCOMP_RET_ALLOW))
 	}
 	return append(
@@ -88,13 +101,14 @@ func filterProgram() []unix.SockFilter {
 }
 
 // filterCalls puts the filter on all threads. It is one wall more behind the
-// others: a kernel built without CONFIG_SECCOMP_FILTER is no error.
-func filterCalls() error {
-	p := filterProgram()
+// others: a kernel built without CONFIG_SECCOMP_FILTER is no error, but where
+// the worker keeps capabilities.
+func filterCalls(folder bool) error {
+	p := filterProgram(folder)
 	prog := unix.SockFprog{Len: uint16(len(p)), Filter: &p[0]}
 	r, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&prog)))
 	switch {
-	case errno == unix.ENOSYS || errno == unix.EINVAL:
+	case !folder && (errno == unix.ENOSYS || errno == unix.EINVAL):
 		return nil
 	case errno != 0:
 		return fmt.Errorf("system call filter: %w", errno)

@@ -174,6 +174,10 @@ func roles() map[string]func(j *Job) error {
 		"call of 32 bits": func(*Job) error { call32(); return nil },
 		"break in":        func(j *Job) error { return breakIn(j) },
 		"state":           func(j *Job) error { return state(j) },
+		"folder": func(j *Job) error {
+			fd, err := unix.Open("/made", unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+			return errors.Join(err, unix.Fchown(fd, 1000, 1000), unix.Fchmod(fd, 0o4755), unix.Fsetxattr(fd, "trusted.x", []byte("1"), 0))
+		},
 		"write": func(j *Job) error {
 			_, err := j.Files[0].Write([]byte("x"))
 			return err

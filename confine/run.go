@@ -90,6 +90,9 @@ func (s Spec) filled() (Spec, error) {
 	case s.FileSize < 0 || s.CPU < 0 || s.Stall < 0 || s.Deadline < 0 || s.MaxBytes < 0 || s.Procs < 0:
 		return s, errors.New("a limit is negative")
 	}
+	if s.Folder != nil && (s.Weak || s.unfiltered) {
+		return s, errors.New("a folder, and no walls around it")
+	}
 	for _, f := range s.Files {
 		if f == nil {
 			return s, errors.New("a file is nil")
@@ -126,6 +129,18 @@ func start(s Spec) (*worker, error) {
 
 	files := append([]*os.File{input, stderrW, stderrW}, s.Files...)
 	files = append(files, answerW)
+	if s.Folder != nil {
+		// A mount of its own, which can be put anywhere: the folder's is in another namespace than the worker's.
+		fd, err := unix.OpenTree(int(s.Folder.Fd()), "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+		if err != nil {
+			answerR.Close()
+			stderrR.Close()
+			return nil, fmt.Errorf("open the folder: %w", err)
+		}
+		mount := os.NewFile(uintptr(fd), "folder")
+		defer mount.Close()
+		files = append(files, mount)
+	}
 	w := &worker{answer: answerR, stderr: stderrR}
 	w.process, err = spawn(s, files, false)
 	if err != nil && s.Weak && (os.Geteuid() != 0 || refused(err)) {
@@ -155,22 +170,26 @@ func spawn(s Spec, files []*os.File, weak bool) (*os.Process, error) {
 			Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWNS | unix.CLONE_NEWUTS,
 		}
 	}
-	if err := boundCaps(); err != nil && !weak {
+	keep := setupCaps()
+	if s.Folder != nil {
+		keep = append(keep, folderCaps(s.Devices)...)
+	}
+	if err := boundCaps(keep); err != nil && !weak {
 		return nil, err
 	}
 	l := limits{
 		uid: s.UID, memory: s.Memory, fileSize: s.FileSize,
 		cpu: int64((s.CPU + time.Second - 1) / time.Second), files: len(s.Files), input: len(s.Input),
-		weak: weak, unfiltered: s.unfiltered,
+		weak: weak, unfiltered: s.unfiltered, folder: s.Folder != nil, devices: s.Devices,
 	}
 	return os.StartProcess(s.Exe, []string{workerName, s.Role, l.String()}, attr)
 }
 
 // boundCaps takes from the calling thread, and so from what it starts, all
-// capabilities of the bounding set that a child does not need for confining itself.
-func boundCaps() error {
+// capabilities of the bounding set but those that a child needs for confining itself, or keeps.
+func boundCaps(keep []uintptr) error {
 	for c := uintptr(0); c < 64; c++ {
-		if slices.Contains(setupCaps(), c) {
+		if slices.Contains(keep, c) {
 			continue
 		}
 		if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err == unix.EINVAL {

@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -204,6 +205,55 @@ func TestRefusedWithoutFilter(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("refusals (-want +got):\n%s", diff)
+	}
+}
+
+// A worker with a folder makes files in it, and has no way out of it: each of the attempts ends as without one, but for those
+// that stay inside.
+func TestFolder(t *testing.T) {
+	needRoot(t)
+	dir := t.TempDir()
+	if err := unix.Mount("folder", dir, "tmpfs", 0, "size=1m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	f, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const absent = "no such file or directory"
+	inside := map[string]string{
+		"50 open files": "too many open files", "lower oom score": "open /proc/self/oom_score_adj: " + absent,
+		"open /etc/passwd": absent, "open /proc/1/mem": absent, "open /dev/vda": absent, "open ../../etc": absent,
+		"create file": "<nil>", "mkdir": "file exists",
+	}
+	for _, devices := range []bool{false, true} {
+		if devices {
+			inside["mknod"] = "<nil>"
+		}
+		for name, got := range try(t, Spec{Folder: f, Devices: devices}) {
+			want := "operation not permitted"
+			if o := inside[name]; o != "" {
+				want = o
+			}
+			if got != want {
+				t.Errorf("devices %v: %s: %s, want %s", devices, name, got, want)
+			}
+		}
+		if err := errors.Join(os.Remove(filepath.Join(dir, "x"))); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := Run(context.Background(), Spec{Role: "echo", UID: 65501, Folder: f, Weak: true}, noFrame); err == nil {
+		t.Error("a worker with a folder runs without walls")
+	}
+	if _, err := Run(context.Background(), Spec{Role: "folder", UID: 65501, Folder: f, Deadline: 20 * time.Second}, noFrame); err != nil {
+		t.Error(err)
+	}
+	st, err := os.Stat(filepath.Join(dir, "made"))
+	if err != nil || st.Sys().(*syscall.Stat_t).Uid != 1000 || st.Mode() != fs.ModeSetuid|0o755 {
+		t.Errorf("the file that it made: %v, %v", st, err)
 	}
 }
 

@@ -10,6 +10,8 @@ import (
 
 	"github.com/klauspost/compress/flate"
 	"github.com/klauspost/compress/zstd"
+
+	"lifeboat/unpack"
 )
 
 // The compressors of the format, by their number in the superblock.
@@ -44,7 +46,7 @@ type codec interface {
 const overAlloc = 16
 
 var (
-	errTooLong = errors.New("unpacks to more than a block")
+	errTooLong = unpack.ErrTooLong
 	errTrailer = errors.New("data behind the end of the block")
 )
 
@@ -53,7 +55,7 @@ func newCodec(id uint16) (codec, error) {
 	case compGzip:
 		return new(gzipCodec), nil
 	case compXZ:
-		return new(xzCodec), nil
+		return xzCodec{&unpack.XZ{MaxDict: maxBlockSize}}, nil
 	case compLZ4:
 		return lz4Codec{}, nil
 	case compZstd:
@@ -105,6 +107,16 @@ func (c *gzipCodec) decode(dst, src []byte) (int, error) {
 	}
 	return n, nil
 }
+
+// xzCodec unpacks .xz streams of one block.
+type xzCodec struct{ z *unpack.XZ }
+
+func (c xzCodec) decode(dst, src []byte) (int, error) { return c.z.Decode(dst, src) }
+
+// lz4Codec unpacks raw LZ4 blocks.
+type lz4Codec struct{}
+
+func (lz4Codec) decode(dst, src []byte) (int, error) { return unpack.LZ4(dst, 0, src) }
 
 // zstdCodec unpacks zstd frames (RFC 8878).
 type zstdCodec struct{ dec *zstd.Decoder }

@@ -21,6 +21,8 @@ import (
 	"math/bits"
 	"runtime"
 	"sync"
+
+	"lifeboat/unpack"
 )
 
 var (
@@ -31,7 +33,7 @@ var (
 
 	// ErrUnsupported is wrapped when the image may be fine, but uses
 	// something that is not read here: another version, lzo, BCJ filters.
-	ErrUnsupported = errors.New("not supported")
+	ErrUnsupported = unpack.ErrUnsupported
 )
 
 // Limits. What mksquashfs makes of a directory with images stays far below.

@@ -1,4 +1,4 @@
-package squashfs
+package unpack
 
 import (
 	"encoding/binary"
@@ -41,9 +41,9 @@ type model struct {
 	literal    [16 * 0x300]prob // lc+lp <= 4
 }
 
-// lzma unpacks LZMA2 into one flat buffer that is output and dictionary. The
+// lzma2 unpacks LZMA2 into one flat buffer that is output and dictionary. The
 // range decoder's state is copied to local variables where bits come fast.
-type lzma struct {
+type lzma2 struct {
 	m      model
 	lc     uint
 	lpMask int
@@ -57,84 +57,111 @@ type lzma struct {
 	rng, code uint32
 	in        []byte
 	pos       int
+
+	base      int // start of the dictionary; -1: there is none yet
+	needProps bool
 }
 
 // decode unpacks the LZMA2 chunks at the start of src, up to the end mark,
 // into dst. It returns the bytes of src and of dst that they took.
+func (z *lzma2) decode(dst, src []byte) (used, n int, err error) {
+	z.start()
+	for {
+		s, d, err := z.next(dst, n, src[used:])
+		if err != nil {
+			return 0, 0, err
+		}
+		used, n = used+s, n+d
+		if d == 0 {
+			return used, n, nil
+		}
+	}
+}
+
+// start is before the first chunk.
+func (z *lzma2) start() { z.base, z.needProps = -1, true }
+
+// size returns how many bytes the chunk takes that begins with head; 0 where
+// head, of at least one byte, is too short to tell, which six never are.
+func (z *lzma2) size(head []byte) int {
+	be := binary.BigEndian
+	switch control := head[0]; {
+	case control == 0:
+		return 1
+	case control < 0x80 && len(head) >= 3:
+		return 3 + int(be.Uint16(head[1:])) + 1
+	case control >= 0xc0 && len(head) >= 6:
+		return 6 + int(be.Uint16(head[3:])) + 1
+	case control >= 0x80 && len(head) >= 5:
+		return 5 + int(be.Uint16(head[3:])) + 1
+	}
+	return 0
+}
+
+// next unpacks the chunk at the start of src to dst[d:]. It returns the bytes
+// of src and of dst that it took; none of dst is the end.
 //
 // A chunk starts with a control byte: 0 ends the data; 1 and 2 are stored
 // (16-bit size - 1), 1 resets the dictionary; from 0x80 on LZMA with 21 bits of
 // unpacked size - 1, 16 of packed size - 1, and bits 5 and 6 saying what is
 // reset: nothing, state, state with a new property byte, dictionary too.
-func (z *lzma) decode(dst, src []byte) (used, n int, err error) {
-	s, d := 0, 0
-	base := -1 // start of the dictionary
-	needProps := true
+func (z *lzma2) next(dst []byte, d int, src []byte) (used, n int, err error) {
 	be := binary.BigEndian
-	for {
-		if s >= len(src) {
-			return 0, 0, errLZMA
-		}
-		control := src[s]
-		s++
-		if control == 0 {
-			return s, d, nil
-		}
-		if control == 1 || control >= 0xe0 {
-			base, needProps = d, true
-		}
-		if base < 0 || len(src)-s < 6 {
-			return 0, 0, errLZMA
-		}
-		if control < 0x80 {
-			size := int(be.Uint16(src[s:])) + 1
-			s += 2
-			if control > 2 || size > len(src)-s {
-				return 0, 0, errLZMA
-			}
-			if size > len(dst)-d {
-				return 0, 0, errTooLong
-			}
-			d += copy(dst[d:], src[s:s+size])
-			s += size
-			continue
-		}
-		size := int(control&0x1f)<<16 + int(be.Uint16(src[s:])) + 1
-		packed := int(be.Uint16(src[s+2:])) + 1
-		s += 4
-		if size > len(dst)-d {
-			return 0, 0, errTooLong
-		}
-		if control >= 0xc0 {
-			props := int(src[s])
-			s++
-			lc, lp, pb := props%9, props/9%5, props/45
-			if pb > 4 || lc+lp > 4 {
-				return 0, 0, errLZMA
-			}
-			z.lc, z.lpMask, z.pbMask = uint(lc), 1<<lp-1, 1<<pb-1
-			needProps = false
-		}
-		if needProps || packed > len(src)-s {
-			return 0, 0, errLZMA
-		}
-		if control >= 0xa0 {
-			z.reset()
-		}
-		z.in = src[s : s+packed]
-		s += packed
-		// dst is cut, not resliced: distances count from base.
-		ok := z.chunk(dst[base:d+size], d-base)
-		z.in = nil
-		if !ok {
-			return 0, 0, errLZMA
-		}
-		d += size
+	if len(src) == 0 {
+		return 0, 0, errLZMA
 	}
+	used = z.size(src)
+	if used == 0 || used > len(src) {
+		return 0, 0, errLZMA
+	}
+	control := src[0]
+	if control == 0 {
+		return used, 0, nil
+	}
+	if control == 1 || control >= 0xe0 {
+		z.base, z.needProps = d, true
+	}
+	if z.base < 0 || control < 0x80 && control > 2 {
+		return 0, 0, errLZMA
+	}
+	if control < 0x80 {
+		if n = used - 3; n > len(dst)-d {
+			return 0, 0, ErrTooLong
+		}
+		return used, copy(dst[d:], src[3:used]), nil
+	}
+	if n = int(control&0x1f)<<16 + int(be.Uint16(src[1:])) + 1; n > len(dst)-d {
+		return 0, 0, ErrTooLong
+	}
+	head := 5
+	if control >= 0xc0 {
+		props := int(src[head])
+		head++
+		lc, lp, pb := props%9, props/9%5, props/45
+		if pb > 4 || lc+lp > 4 {
+			return 0, 0, errLZMA
+		}
+		z.lc, z.lpMask, z.pbMask = uint(lc), 1<<lp-1, 1<<pb-1
+		z.needProps = false
+	}
+	if z.needProps {
+		return 0, 0, errLZMA
+	}
+	if control >= 0xa0 {
+		z.reset()
+	}
+	z.in = src[head:used]
+	// dst is cut, not resliced: distances count from base.
+	ok := z.chunk(dst[z.base:d+n], d-z.base)
+	z.in = nil
+	if !ok {
+		return 0, 0, errLZMA
+	}
+	return used, n, nil
 }
 
 // reset puts the state and every probability back to the start.
-func (z *lzma) reset() {
+func (z *lzma2) reset() {
 	z.state, z.rep = 0, [4]uint32{}
 	m := &z.m
 	for i := range m.isMatch {
@@ -166,7 +193,7 @@ func fill(p []prob) {
 }
 
 // chunk decodes z.in, which must give exactly dst[d:].
-func (z *lzma) chunk(dst []byte, d int) bool {
+func (z *lzma2) chunk(dst []byte, d int) bool {
 	if len(z.in) < 5 || z.in[0] != 0 {
 		return false
 	}
@@ -246,7 +273,7 @@ func (z *lzma) chunk(dst []byte, d int) bool {
 }
 
 // normalize takes in a byte when the range has become small.
-func (z *lzma) normalize() {
+func (z *lzma2) normalize() {
 	if z.rng < 1<<24 {
 		z.rng <<= 8
 		z.code <<= 8
@@ -258,7 +285,7 @@ func (z *lzma) normalize() {
 }
 
 // bit decodes one bit and adapts its probability.
-func (z *lzma) bit(p *prob) uint32 {
+func (z *lzma2) bit(p *prob) uint32 {
 	rng, code := z.rng, z.code
 	if rng < 1<<24 {
 		rng <<= 8
@@ -281,7 +308,7 @@ func (z *lzma) bit(p *prob) uint32 {
 }
 
 // tree decodes a number below len(probs), a power of two, highest bit first.
-func (z *lzma) tree(probs []prob) int {
+func (z *lzma2) tree(probs []prob) int {
 	rng, code, pos, in := z.rng, z.code, z.pos, z.in
 	sym := 1
 	for sym < len(probs) {
@@ -312,7 +339,7 @@ func (z *lzma) tree(probs []prob) int {
 
 // reverseTree decodes a number of n bits, lowest bit first; the first
 // probability is not used.
-func (z *lzma) reverseTree(probs []prob, n int) uint32 {
+func (z *lzma2) reverseTree(probs []prob, n int) uint32 {
 	sym, out := 1, uint32(0)
 	for i := range n {
 		b := z.bit(&probs[sym])
@@ -323,7 +350,7 @@ func (z *lzma) reverseTree(probs []prob, n int) uint32 {
 }
 
 // literal decodes a byte.
-func (z *lzma) literal(probs *[0x300]prob) byte {
+func (z *lzma2) literal(probs *[0x300]prob) byte {
 	rng, code, pos, in := z.rng, z.code, z.pos, z.in
 	sym := 1
 	for sym < 0x100 {
@@ -354,7 +381,7 @@ func (z *lzma) literal(probs *[0x300]prob) byte {
 
 // matchedLiteral decodes a byte right after a match; match is the byte that
 // would have continued it.
-func (z *lzma) matchedLiteral(probs *[0x300]prob, match byte) byte {
+func (z *lzma2) matchedLiteral(probs *[0x300]prob, match byte) byte {
 	rng, code, pos, in := z.rng, z.code, z.pos, z.in
 	sym, offset, ahead := 1, 0x100, int(match)
 	for sym < 0x100 {
@@ -389,7 +416,7 @@ func (z *lzma) matchedLiteral(probs *[0x300]prob, match byte) byte {
 }
 
 // matchLength decodes a length of 2 to 273.
-func (z *lzma) matchLength(l *lengthCoder, posState int) int {
+func (z *lzma2) matchLength(l *lengthCoder, posState int) int {
 	if z.bit(&l.choice[0]) == 0 {
 		return 2 + z.tree(l.low[posState][:])
 	}
@@ -400,7 +427,7 @@ func (z *lzma) matchLength(l *lengthCoder, posState int) int {
 }
 
 // distance decodes the distance - 1 of a match of n bytes.
-func (z *lzma) distance(n int) uint32 {
+func (z *lzma2) distance(n int) uint32 {
 	slot := z.tree(z.m.distSlot[min(n-2, 3)][:])
 	if slot < 4 {
 		return uint32(slot)

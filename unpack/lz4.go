@@ -1,4 +1,4 @@
-package squashfs
+package unpack
 
 import (
 	"encoding/binary"
@@ -7,16 +7,18 @@ import (
 
 var errLZ4 = errors.New("lz4: broken block")
 
-// lz4Codec unpacks raw LZ4 blocks (lz4_Block_format.md of the LZ4 project):
-// sequences of a token, literals and a match that points back by up to 64 KiB;
-// the last sequence has literals only.
-type lz4Codec struct{}
+// maxLZ4 is the largest block of a frame.
+const maxLZ4 = 4 << 20
 
-func (lz4Codec) decode(dst, src []byte) (int, error) {
-	d, s := 0, 0
+// LZ4 unpacks a raw LZ4 block (lz4_Block_format.md of the LZ4 project) to
+// dst[d:] and returns where it ends: sequences of a token, literals and a match
+// that points back by up to 64 KiB, also into dst[:d]; the last sequence has
+// literals only.
+func LZ4(dst []byte, d int, src []byte) (end int, err error) {
+	s := 0
 	// length extends a nibble of 15 by the bytes that follow.
 	length := func(n int) int {
-		for n >= 15 && s < len(src) && n <= maxBlockSize {
+		for n >= 15 && s < len(src) && n <= maxLZ4 {
 			b := src[s]
 			s++
 			n += int(b)
@@ -37,7 +39,7 @@ func (lz4Codec) decode(dst, src []byte) (int, error) {
 			return 0, errLZ4
 		}
 		if n > len(dst)-d {
-			return 0, errTooLong
+			return 0, ErrTooLong
 		}
 		d += copy(dst[d:], src[s:s+n])
 		s += n
@@ -59,7 +61,7 @@ func (lz4Codec) decode(dst, src []byte) (int, error) {
 		}
 		n += 4
 		if n > len(dst)-d {
-			return 0, errTooLong
+			return 0, ErrTooLong
 		}
 		d = copyMatch(dst, d, dist, n)
 	}
