@@ -32,7 +32,7 @@ build-amd64 build-arm64: build-%:
 	@mkdir -p $(OUT)
 	GOARCH=$* GOEXPERIMENT=nogreenteagc $(GOBUILD) $(INITFLAGS) -tags slim -o $(OUT)/init ./cmd/init
 	GOARCH=$* GOEXPERIMENT=nogreenteagc $(GOBUILD) $(INITFLAGS) -o $(OUT)/init-full ./cmd/init
-	GOARCH=$* GOEXPERIMENT=nogreenteagc $(GOBUILD) $(INITFLAGS) -gcflags=lifeboat/squashfs= -tags raw,slim -o $(OUT)/init-raw ./cmd/init
+	GOARCH=$* GOEXPERIMENT=nogreenteagc $(GOBUILD) $(INITFLAGS) -gcflags=lifeboat/squashfs= -gcflags=lifeboat/unpack= -tags raw,slim -o $(OUT)/init-raw ./cmd/init
 	GOARCH=$* $(GOBUILD) -o $(OUT)/ ./cmd/bootcount ./cmd/lifeboat
 
 test: setup build ## all tests (PKG=./qemu/... TESTFLAGS=-v for some)

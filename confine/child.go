@@ -90,18 +90,23 @@ type limits struct {
 	cpu              int64 // seconds
 	files            int
 	input            int // bytes
-	weak             bool
-	unfiltered       bool
-	folder, devices  bool
+	walls            int64
 }
 
+// walls are which walls a child has.
+const (
+	weak       = 1 << iota // no namespaces, empty root, uid and filter
+	unfiltered             // no filter
+	folder                 // a folder as its root
+	devices                // in which it makes device nodes
+)
+
 func (l limits) String() string {
-	bit := map[bool]int{true: 1}
-	return fmt.Sprintf("%d:%d:%d:%d:%d:%d:%d:%d:%d:%d", l.uid, l.memory, l.fileSize, l.cpu, l.files, l.input, bit[l.weak], bit[l.unfiltered], bit[l.folder], bit[l.devices])
+	return fmt.Sprintf("%d:%d:%d:%d:%d:%d:%d", l.uid, l.memory, l.fileSize, l.cpu, l.files, l.input, l.walls)
 }
 
 func parseLimits(s string) (limits, error) {
-	var v [10]int64
+	var v [7]int64
 	fields := strings.Split(s, ":")
 	if len(fields) != len(v) {
 		return limits{}, fmt.Errorf("limits %q", s)
@@ -113,7 +118,7 @@ func parseLimits(s string) (limits, error) {
 		}
 		v[i] = n
 	}
-	l := limits{uid: int(v[0]), memory: v[1], fileSize: v[2], cpu: v[3], files: int(v[4]), input: int(v[5]), weak: v[6] != 0, unfiltered: v[7] != 0, folder: v[8] != 0, devices: v[9] != 0}
+	l := limits{uid: int(v[0]), memory: v[1], fileSize: v[2], cpu: v[3], files: int(v[4]), input: int(v[5]), walls: v[6]}
 	if v[0] == 0 || v[0] >= 1<<31 || v[1] == 0 || v[4] > maxFiles || v[5] > MaxInput {
 		return limits{}, fmt.Errorf("limits %q", s)
 	}
@@ -121,16 +126,16 @@ func parseLimits(s string) (limits, error) {
 }
 
 func (l limits) apply() error {
-	folder := firstFD + l.files + 1
-	last := folder
-	if l.folder {
+	root := firstFD + l.files + 1
+	last := root
+	if folders && l.walls&folder != 0 {
 		last++
 	}
 	if err := closeFrom(last); err != nil {
 		return fmt.Errorf("close descriptors: %w", err)
 	}
 	// First choice of the kernel's OOM killer; as long as there is a /proc.
-	if err := offerToOOM(); err != nil && !l.weak {
+	if err := offerToOOM(); err != nil && l.walls&weak == 0 {
 		return fmt.Errorf("write oom_score_adj: %w", err)
 	}
 	for _, r := range l.rlimits() {
@@ -138,15 +143,15 @@ func (l limits) apply() error {
 			return fmt.Errorf("set limit %d to %d: %w", r.resource, r.max, err)
 		}
 	}
-	if !l.weak {
+	if l.walls&weak == 0 {
 		var keep []uintptr
 		err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
 		switch {
 		case err != nil:
 			return fmt.Errorf("make mounts private: %w", err)
-		case l.folder:
-			keep = folderCaps(l.devices)
-			err = enterFolder(folder)
+		case folders && l.walls&folder != 0:
+			keep = folderCaps(l.walls&devices != 0)
+			err = enterFolder(root)
 		default:
 			err = enterEmptyRoot()
 		}
@@ -168,10 +173,10 @@ func (l limits) apply() error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("not dumpable: %w", err)
 	}
-	if l.weak || l.unfiltered {
+	if l.walls&(weak|unfiltered) != 0 {
 		return nil
 	}
-	return filterCalls(l.folder)
+	return filterCalls(l.walls&folder != 0)
 }
 
 type rlimit struct {
@@ -187,7 +192,7 @@ func (l limits) rlimits() []rlimit {
 		{unix.RLIMIT_MEMLOCK, 0},
 		{unix.RLIMIT_MSGQUEUE, 0},
 	}
-	if !l.weak { // counted per uid, which a weak worker shares with its caller
+	if l.walls&weak == 0 { // counted per uid, which a weak worker shares with its caller
 		out = append(out, rlimit{unix.RLIMIT_NPROC, maxTasks})
 	}
 	if l.cpu > 0 {
@@ -261,7 +266,11 @@ func setupCaps() []uintptr {
 func dropUser(uid int, keep []uintptr) error {
 	// The others are gone already: Run's thread has dropped them, and each
 	// call for all threads costs more than the forty there.
-	for _, c := range append(setupCaps(), keep...) {
+	drop := setupCaps()
+	if folders {
+		drop = append(drop, keep...)
+	}
+	for _, c := range drop {
 		if err := everyThread(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c); err != nil {
 			return fmt.Errorf("drop capability %d: %w", c, err)
 		}
@@ -269,7 +278,7 @@ func dropUser(uid int, keep []uintptr) error {
 	if err := syscall.Setgroups(nil); err != nil {
 		return fmt.Errorf("drop groups: %w", err)
 	}
-	if len(keep) > 0 {
+	if folders && len(keep) > 0 {
 		if err := everyThread(unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 1); err != nil {
 			return fmt.Errorf("keep capabilities: %w", err)
 		}
@@ -283,9 +292,11 @@ func dropUser(uid int, keep []uintptr) error {
 	// Ambient capabilities go with the permitted ones.
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var sets [2]unix.CapUserData
-	for _, c := range keep {
-		sets[c/32].Permitted |= 1 << (c % 32)
-		sets[c/32].Effective |= 1 << (c % 32)
+	if folders {
+		for _, c := range keep {
+			sets[c/32].Permitted |= 1 << (c % 32)
+			sets[c/32].Effective |= 1 << (c % 32)
+		}
 	}
 	if err := everyThread(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&sets[0]))); err != nil {
 		return fmt.Errorf("drop capabilities: %w", err)

@@ -66,7 +66,7 @@ func filterProgram(folder bool) []unix.SockFilter {
 		load(dataNumber),
 	}
 	calls := allowed()
-	if folder {
+	if folders && folder {
 		calls = append(calls, inFolder()...)
 	}
 	for _, nr := range calls {

@@ -90,7 +90,7 @@ func (s Spec) filled() (Spec, error) {
 	case s.FileSize < 0 || s.CPU < 0 || s.Stall < 0 || s.Deadline < 0 || s.MaxBytes < 0 || s.Procs < 0:
 		return s, errors.New("a limit is negative")
 	}
-	if s.Folder != nil && (s.Weak || s.unfiltered) {
+	if s.Folder != nil && (s.Weak || s.unfiltered || !folders) {
 		return s, errors.New("a folder, and no walls around it")
 	}
 	for _, f := range s.Files {
@@ -129,7 +129,7 @@ func start(s Spec) (*worker, error) {
 
 	files := append([]*os.File{input, stderrW, stderrW}, s.Files...)
 	files = append(files, answerW)
-	if s.Folder != nil {
+	if folders && s.Folder != nil {
 		// A mount of its own, which can be put anywhere: the folder's is in another namespace than the worker's.
 		fd, err := unix.OpenTree(int(s.Folder.Fd()), "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
 		if err != nil {
@@ -142,10 +142,10 @@ func start(s Spec) (*worker, error) {
 		files = append(files, mount)
 	}
 	w := &worker{answer: answerR, stderr: stderrR}
-	w.process, err = spawn(s, files, false)
+	w.process, err = spawn(s, files, 0)
 	if err != nil && s.Weak && (os.Geteuid() != 0 || refused(err)) {
 		w.weak = true
-		w.process, err = spawn(s, files, true)
+		w.process, err = spawn(s, files, weak)
 	}
 	if err != nil {
 		answerR.Close()
@@ -159,28 +159,37 @@ func refused(err error) bool {
 	return errors.Is(err, unix.EPERM) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.ENOSPC)
 }
 
-func spawn(s Spec, files []*os.File, weak bool) (*os.Process, error) {
+func spawn(s Spec, files []*os.File, walls int64) (*os.Process, error) {
 	env := []string{"GOMEMLIMIT=" + strconv.FormatInt(s.MemLimit, 10), "GOTRACEBACK=single"}
 	if s.Procs > 0 {
 		env = append(env, "GOMAXPROCS="+strconv.Itoa(s.Procs))
 	}
 	attr := &os.ProcAttr{Dir: "/", Env: env, Files: files}
-	if !weak {
+	if walls == 0 {
 		attr.Sys = &syscall.SysProcAttr{
 			Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWNS | unix.CLONE_NEWUTS,
 		}
 	}
 	keep := setupCaps()
-	if s.Folder != nil {
+	if folders && s.Folder != nil {
 		keep = append(keep, folderCaps(s.Devices)...)
 	}
-	if err := boundCaps(keep); err != nil && !weak {
+	if err := boundCaps(keep); err != nil && walls == 0 {
 		return nil, err
 	}
 	l := limits{
 		uid: s.UID, memory: s.Memory, fileSize: s.FileSize,
 		cpu: int64((s.CPU + time.Second - 1) / time.Second), files: len(s.Files), input: len(s.Input),
-		weak: weak, unfiltered: s.unfiltered, folder: s.Folder != nil, devices: s.Devices,
+		walls: walls,
+	}
+	if s.unfiltered {
+		l.walls |= unfiltered
+	}
+	if folders && s.Folder != nil {
+		l.walls |= folder
+		if s.Devices {
+			l.walls |= devices
+		}
 	}
 	return os.StartProcess(s.Exe, []string{workerName, s.Role, l.String()}, attr)
 }

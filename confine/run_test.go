@@ -633,12 +633,12 @@ func TestReason(t *testing.T) {
 }
 
 func TestLimits(t *testing.T) {
-	want := limits{uid: 65501, memory: 1 << 30, fileSize: 5, cpu: 10, files: 3, input: 77, weak: true}
+	want := limits{uid: 65501, memory: 1 << 30, fileSize: 5, cpu: 10, files: 3, input: 77, walls: weak}
 	got, err := parseLimits(want.String())
 	if err != nil || got != want {
 		t.Errorf("%+v, %v", got, err)
 	}
-	for _, bad := range []string{"", "1", "0:1:0:0:0:0:0:0", "1:0:0:0:0:0:0:0", "1:1:0:0:33:0:0:0", "1:1:0:0:0:9999999:0:0", "1:1:-1:0:0:0:0:0", "1:1:0:0:0:0:0:0:0"} {
+	for _, bad := range []string{"", "1", "0:1:0:0:0:0:0", "1:0:0:0:0:0:0", "1:1:0:0:33:0:0", "1:1:0:0:0:9999999:0", "1:1:-1:0:0:0:0", "1:1:0:0:0:0", "1:1:0:0:0:0:0:0"} {
 		if l, err := parseLimits(bad); err == nil {
 			t.Errorf("%q: %+v", bad, l)
 		}

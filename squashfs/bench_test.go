@@ -67,7 +67,7 @@ func BenchmarkCodec(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				for _, src := range blocks {
-					if _, err := c.decode(dst[:f.BlockSize()], src); err != nil {
+					if _, err := c.Decode(dst[:f.BlockSize()], src); err != nil {
 						b.Fatal(err)
 					}
 				}

@@ -35,10 +35,10 @@ func compressorName(id uint16) string {
 // A codec unpacks single blocks. It keeps its tables from block to block and
 // belongs to one goroutine at a time.
 type codec interface {
-	// decode unpacks the whole of src into dst and returns the number of
+	// Decode unpacks the whole of src into dst and returns the number of
 	// bytes. It fails if they do not fit; dst may have overAlloc bytes of
 	// capacity behind its length, which are then scratch space.
-	decode(dst, src []byte) (int, error)
+	Decode(dst, src []byte) (int, error)
 }
 
 // overAlloc is the room behind a block that lets decoders copy in words
@@ -55,7 +55,7 @@ func newCodec(id uint16) (codec, error) {
 	case compGzip:
 		return new(gzipCodec), nil
 	case compXZ:
-		return xzCodec{&unpack.XZ{MaxDict: maxBlockSize}}, nil
+		return &unpack.XZ{MaxDict: maxBlockSize}, nil
 	case compLZ4:
 		return lz4Codec{}, nil
 	case compZstd:
@@ -72,7 +72,7 @@ type gzipCodec struct {
 	fl  io.ReadCloser // also a flate.Resetter
 }
 
-func (c *gzipCodec) decode(dst, src []byte) (int, error) {
+func (c *gzipCodec) Decode(dst, src []byte) (int, error) {
 	if len(src) < 6 || src[0]&15 != 8 || src[0]>>4 > 7 || binary.BigEndian.Uint16(src)%31 != 0 || src[1]&0x20 != 0 {
 		return 0, errors.New("zlib: bad header")
 	}
@@ -108,15 +108,10 @@ func (c *gzipCodec) decode(dst, src []byte) (int, error) {
 	return n, nil
 }
 
-// xzCodec unpacks .xz streams of one block.
-type xzCodec struct{ z *unpack.XZ }
-
-func (c xzCodec) decode(dst, src []byte) (int, error) { return c.z.Decode(dst, src) }
-
 // lz4Codec unpacks raw LZ4 blocks.
 type lz4Codec struct{}
 
-func (lz4Codec) decode(dst, src []byte) (int, error) { return unpack.LZ4(dst, 0, src) }
+func (lz4Codec) Decode(dst, src []byte) (int, error) { return unpack.LZ4(dst, 0, src) }
 
 // zstdCodec unpacks zstd frames (RFC 8878).
 type zstdCodec struct{ dec *zstd.Decoder }
@@ -137,7 +132,7 @@ func newZstdCodec() (codec, error) {
 	return zstdCodec{dec}, nil
 }
 
-func (c zstdCodec) decode(dst, src []byte) (int, error) {
+func (c zstdCodec) Decode(dst, src []byte) (int, error) {
 	out, err := c.dec.DecodeAll(src, dst[:0])
 	if errors.Is(err, zstd.ErrWindowSizeExceeded) {
 		return 0, fmt.Errorf("%w: %w", err, ErrUnsupported)

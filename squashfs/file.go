@@ -158,7 +158,7 @@ func (f *FS) fetch(e extent, c codec, buf, in []byte) ([]byte, error) {
 	if e.frag {
 		limit = int(f.sb.blockSize)
 	}
-	n, err := c.decode(buf[:limit], src)
+	n, err := c.Decode(buf[:limit], src)
 	if err != nil {
 		return nil, corrupt("data block at %d: %w", e.off, err)
 	}

@@ -277,7 +277,7 @@ func FuzzCodec(f *testing.F) {
 	f.Fuzz(func(t *testing.T, src []byte) {
 		for _, c := range codecs {
 			dst := make([]byte, 8192+32)
-			n, err := c.decode(dst[:8192], src)
+			n, err := c.Decode(dst[:8192], src)
 			if err == nil && n > 8192 {
 				t.Fatalf("%T: %d bytes", c, n)
 			}
@@ -458,10 +458,10 @@ func TestBombs(t *testing.T) {
 			t.Fatal(err)
 		}
 		dst := make([]byte, 8192+overAlloc)
-		d.decode(dst[:8192], c.src) // what is kept for later does not count
+		d.Decode(dst[:8192], c.src) // what is kept for later does not count
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		n, err := d.decode(dst[:8192], c.src)
+		n, err := d.Decode(dst[:8192], c.src)
 		runtime.ReadMemStats(&after)
 		if err == nil || c.want != nil && !errors.Is(err, c.want) {
 			t.Errorf("%s: %d bytes, %v", c.name, n, err)
@@ -486,7 +486,7 @@ func lz4Zeros(n int) []byte {
 
 func TestLZ4(t *testing.T) {
 	dst := make([]byte, 5000)
-	if n, err := (lz4Codec{}).decode(dst, lz4Zeros(5000)); n != 5000 || err != nil {
+	if n, err := (lz4Codec{}).Decode(dst, lz4Zeros(5000)); n != 5000 || err != nil {
 		t.Errorf("5000 zeros: %d, %v", n, err)
 	}
 	for name, src := range map[string]string{
@@ -499,7 +499,7 @@ func TestLZ4(t *testing.T) {
 		"offset before the start": "\x10a\x02\x00\x10a",
 		"no literals at the end":  "\x10a\x01\x00",
 	} {
-		if n, err := (lz4Codec{}).decode(dst, []byte(src)); err == nil {
+		if n, err := (lz4Codec{}).Decode(dst, []byte(src)); err == nil {
 			t.Errorf("%s: %d bytes", name, n)
 		}
 	}

@@ -93,7 +93,7 @@ func (m *metaReader) load(at int64) error {
 			}
 			f.codecs = append(f.codecs, c)
 		}
-		got, err := f.codecs[0].decode(dst, src)
+		got, err := f.codecs[0].Decode(dst, src)
 		if err != nil {
 			return corrupt("%s: metadata block at %d: %w", m.what, at, err)
 		}

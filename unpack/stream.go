@@ -8,7 +8,7 @@ import (
 	"hash/crc32"
 	"io"
 
-	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/flate"
 	"github.com/klauspost/compress/zstd"
 )
 
@@ -26,7 +26,7 @@ func NewReader(r io.Reader) (io.Reader, error) {
 	}
 	switch {
 	case len(head) >= 2 && head[0] == 0x1f && head[1] == 0x8b:
-		return gzip.NewReader(in)
+		return &gzipReader{in: in}, nil
 	case len(head) >= 4 && binary.LittleEndian.Uint32(head) == 0xfd2fb528:
 		z, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(MaxWindow))
 		if err != nil {
@@ -39,6 +39,89 @@ func NewReader(r io.Reader) (io.Reader, error) {
 		return &lz4Reader{in: in}, nil
 	}
 	return in, nil
+}
+
+// gzipReader unpacks members (RFC 1952), one behind the other.
+type gzipReader struct {
+	in   *bufio.Reader
+	fl   io.ReadCloser // also a flate.Resetter
+	open bool          // a member is begun
+	any  bool
+	sum  uint32
+	size uint32
+}
+
+var errGzip = errors.New("gzip: broken member")
+
+func (g *gzipReader) Read(p []byte) (int, error) {
+	for len(p) > 0 {
+		if !g.open {
+			if err := g.header(); err != nil {
+				return 0, err
+			}
+		}
+		n, err := g.fl.Read(p)
+		g.sum, g.size = crc32.Update(g.sum, crc32.IEEETable, p[:n]), g.size+uint32(n)
+		if err == io.EOF {
+			err = g.trailer()
+		}
+		if n > 0 || err != nil {
+			return n, whole(err)
+		}
+	}
+	return 0, nil
+}
+
+func (g *gzipReader) header() error {
+	var b [10]byte
+	if n, err := io.ReadFull(g.in, b[:]); err != nil {
+		if n == 0 && g.any {
+			return err // EOF is the end
+		}
+		return whole(err)
+	}
+	if b[0] != 0x1f || b[1] != 0x8b || b[2] != 8 || b[3]&0xe0 != 0 {
+		return errGzip
+	}
+	const sum, extra, name, comment = 2, 4, 8, 16
+	if b[3]&extra != 0 {
+		if _, err := io.ReadFull(g.in, b[:2]); err != nil {
+			return whole(err)
+		}
+		if _, err := io.CopyN(io.Discard, g.in, int64(binary.LittleEndian.Uint16(b[:]))); err != nil {
+			return whole(err)
+		}
+	}
+	for _, text := range [...]byte{name, comment} {
+		for c := b[3] & text; c != 0; {
+			var err error
+			if c, err = g.in.ReadByte(); err != nil {
+				return whole(err)
+			}
+		}
+	}
+	if _, err := io.CopyN(io.Discard, g.in, int64(b[3]&sum)); err != nil {
+		return whole(err)
+	}
+	if g.fl == nil {
+		g.fl = flate.NewReader(g.in)
+	} else if err := g.fl.(flate.Resetter).Reset(g.in, nil); err != nil {
+		return err
+	}
+	g.open, g.any, g.sum, g.size = true, true, 0, 0
+	return nil
+}
+
+func (g *gzipReader) trailer() error {
+	var b [8]byte
+	if _, err := io.ReadFull(g.in, b[:]); err != nil {
+		return whole(err)
+	}
+	if binary.LittleEndian.Uint32(b[:]) != g.sum || binary.LittleEndian.Uint32(b[4:]) != g.size {
+		return errGzip
+	}
+	g.open = false
+	return nil
 }
 
 type zstdReader struct{ *zstd.Decoder }

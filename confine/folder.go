@@ -1,0 +1,6 @@
+//go:build !slim
+
+package confine
+
+// folders is false in programs whose workers make no files (Spec.Folder).
+const folders = true

@@ -1,0 +1,5 @@
+//go:build slim
+
+package confine
+
+const folders = false
