@@ -3,7 +3,6 @@ package config
 import (
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 )
 
@@ -66,21 +65,5 @@ func (c *Config) checkLoaders(lines map[string]int, booted map[string]int) error
 			return fmt.Errorf("line %d: [slot.%s] is of type %s: %s", lines[s.Name], s.Name, s.Type, why)
 		}
 	}
-	return nil
-}
-
-// size takes a number of bytes, decimal, with K, M, G or T behind it as RAUC has it.
-func size(to *int64, v string) error {
-	digits, shift := v, 0
-	if n := len(v) - 1; n > 0 {
-		if i := strings.IndexByte("KMGT", v[n]&^0x20); i >= 0 {
-			digits, shift = v[:n], 10*(i+1)
-		}
-	}
-	n, err := strconv.ParseUint(digits, 10, 50)
-	if err != nil || n > 1<<50>>shift {
-		return fmt.Errorf("%q is no number of bytes", clip(v))
-	}
-	*to = int64(n << shift)
 	return nil
 }
