@@ -3,7 +3,8 @@
 //
 // A worker has the descriptors it was given, an empty read-only root, its own
 // PID, network, IPC, mount and UTS namespaces, a uid of its own, no
-// capabilities, no way to gain any, a short list of system calls, and limits on
+// capabilities (one that makes files in a folder has that as its root, and the
+// few it takes: Spec.Folder), no way to gain any, a short list of system calls, and limits on
 // memory, CPU time, descriptors and tasks. It answers in small binary frames.
 // Whatever it does, Run ends, says how the worker ended, and leaves no process.
 //

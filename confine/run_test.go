@@ -241,7 +241,7 @@ func TestFolder(t *testing.T) {
 				t.Errorf("devices %v: %s: %s, want %s", devices, name, got, want)
 			}
 		}
-		if err := errors.Join(os.Remove(filepath.Join(dir, "x"))); err != nil {
+		if err := os.Remove(filepath.Join(dir, "x")); err != nil {
 			t.Error(err)
 		}
 	}

@@ -99,13 +99,10 @@ func layout(c *config.Config, sizes map[string]int64) ([]Place, int64, error) {
 	)
 	loaders := c.Loaders() // where they lie is between partitions, or in one that is made otherwise
 	for _, s := range c.Slots {
-		if s.File != "" {
-			continue // in the boot loader's partition
+		if s.File != "" || slices.Contains(loaders, s) {
+			continue // in the boot loader's partition, or a boot loader
 		}
 		n, ok := sizes[s.Class]
-		if slices.Contains(loaders, s) {
-			continue
-		}
 		if !ok {
 			return nil, 0, fmt.Errorf("no size for slots of class %s: fill one or give --size %s=N", s.Class, s.Class)
 		}

@@ -138,7 +138,8 @@ func Format(dev disk.Device, template []byte, uuid [16]byte, label string) error
 	flush()
 	s := append([]byte(nil), body[4+superAt:4+superAt+1024]...) // there is nothing else in block 0
 	copy(s[superUUID:], uuid[:])
-	copy(s[superLabel:superLabel+16], label+"\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00")
+	clear(s[superLabel : superLabel+16])
+	copy(s[superLabel:], label)
 	binary.LittleEndian.PutUint32(s[superChecksum:], superSum(s))
 	write(s, superAt)
 	flush()

@@ -34,9 +34,13 @@ func NewReader(r io.Reader) (io.Reader, error) {
 		}
 		return zstdReader{z}, nil
 	case string(head) == xzMagic:
-		return &xzReader{in: in}, nil
+		x := &xzReader{in: in}
+		x.more = x.fill
+		return x, nil
 	case len(head) >= 4 && binary.LittleEndian.Uint32(head) == lz4Magic:
-		return &lz4Reader{in: in}, nil
+		l := &lz4Reader{in: in}
+		l.more = l.fill
+		return l, nil
 	}
 	return in, nil
 }
@@ -142,6 +146,25 @@ func whole(err error) error {
 	return err
 }
 
+// unread is what was unpacked and is still to be read: buf[at:end]. more goes on, when that is nothing, by a piece or by what
+// stands between two.
+type unread struct {
+	buf     []byte
+	at, end int
+	more    func() error
+}
+
+func (u *unread) Read(p []byte) (int, error) {
+	for u.at == u.end && len(p) > 0 {
+		if err := u.more(); err != nil {
+			return 0, err
+		}
+	}
+	n := copy(p, u.buf[u.at:u.end])
+	u.at += n
+	return n, nil
+}
+
 // xzReader unpacks .xz files: streams, each of a header, blocks, an index of the blocks and a footer.
 type xzReader struct {
 	in    *bufio.Reader
@@ -153,8 +176,7 @@ type xzReader struct {
 	header                                     int64
 	blocks                                     []uint64 // of this stream, as its index has them: size without padding, size unpacked
 
-	buf       []byte // what was unpacked last; buf[at:end] is still to be read
-	at, end   int
+	unread
 	dict      int
 	chunk     []byte
 	anyStream bool
@@ -165,17 +187,6 @@ const maxBlocks = 1 << 16
 
 // maxChunk is what a chunk of LZMA2 unpacks to at most.
 const maxChunk = 2 << 20
-
-func (x *xzReader) Read(p []byte) (int, error) {
-	for x.at == x.end && len(p) > 0 {
-		if err := x.fill(); err != nil {
-			return 0, err
-		}
-	}
-	n := copy(p, x.buf[x.at:x.end])
-	x.at += n
-	return n, nil
-}
 
 // fill goes on by a chunk, or by what stands between blocks.
 func (x *xzReader) fill() error {
@@ -326,23 +337,11 @@ type lz4Reader struct {
 	max  int // bytes of a block; 0: no frame is begun
 	any  bool
 
-	buf     []byte // 64 KiB that blocks may reach back into, and a block
-	at, end int
-	packed  []byte
+	unread // its buf: 64 KiB that blocks may reach back into, and a block
+	packed []byte
 }
 
 const lz4Reach = 64 << 10
-
-func (l *lz4Reader) Read(p []byte) (int, error) {
-	for l.at == l.end && len(p) > 0 {
-		if err := l.fill(); err != nil {
-			return 0, err
-		}
-	}
-	n := copy(p, l.buf[l.at:l.end])
-	l.at += n
-	return n, nil
-}
 
 var errFrame = errors.New("lz4: broken frame")
 

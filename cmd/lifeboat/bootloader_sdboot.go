@@ -1,16 +1,12 @@
 package main
 
 import (
-	"cmp"
-	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/spf13/cobra"
 
-	"lifeboat/boot/sdboot"
-	"lifeboat/config"
+	"lifeboat/image/bootloader"
 )
 
 // newBootloaderSdboot is `lifeboat bootloader sdboot`.
@@ -29,7 +25,7 @@ such a slot it is EFI/lifeboat/BOOTNAME/vmlinuz and initramfs, or with --uki EFI
 			if err != nil {
 				return err
 			}
-			for name, content := range sdbootFiles(c, cmdline, uki) {
+			for name, content := range bootloader.Sdboot(c, cmdline, uki) {
 				name = filepath.Join(out, name)
 				if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 					return err
@@ -48,34 +44,4 @@ such a slot it is EFI/lifeboat/BOOTNAME/vmlinuz and initramfs, or with --uki EFI
 	f.StringVar(&out, "out", "", "folder that is written")
 	require(cmd, "config", "out")
 	return cmd
-}
-
-// sdbootFiles are the files of an ESP on which the first slot is started first. What an entry starts stands in it: it is the
-// same in a slot's entry and in its spare, and never changes.
-func sdbootFiles(c *config.Config, cmdline string, uki bool) map[string]string {
-	files := map[string]string{"loader/loader.conf": "timeout 0\neditor no\n"}
-	slots := c.BootSlots()
-	for i, s := range slots {
-		// All have the same sort-key, and none a version: what is left is the entry's name. 0: before what is not ours.
-		entry := fmt.Sprintf("title %s\nsort-key 0\n", s.Bootname)
-		kernel := "/EFI/lifeboat/" + s.Bootname
-		unified := ""
-		if uki {
-			unified = kernel + ".efi"
-		}
-		for _, g := range c.Group(s.Name) {
-			unified = cmp.Or(g.File, unified)
-		}
-		if unified != "" {
-			entry += "efi " + unified + "\n"
-		} else {
-			entry += "linux " + kernel + "/vmlinuz\ninitrd " + kernel + "/initramfs\n"
-		}
-		if unified == "" || cmdline != "" {
-			entry += "options " + strings.TrimSpace(cmdline+" rauc.slot="+s.Bootname) + "\n"
-		}
-		files[fmt.Sprintf("%s/%02d-%s+%d-0.conf", sdboot.Dir[1:], 50+len(slots)-i, s.Bootname, c.BootAttempts)] = entry
-		files[fmt.Sprintf("%s/00-%s.off", sdboot.Dir[1:], s.Bootname)] = entry
-	}
-	return files
 }

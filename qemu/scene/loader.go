@@ -189,7 +189,7 @@ func mtool(name string, args ...string) error {
 
 // WriteFAT puts files into the FAT file system of a partition of a disk image, over those of the same name.
 func WriteFAT(image, label string, files map[string][]byte) error {
-	at, err := place(image, label)
+	at, err := Place(image, label)
 	if err != nil {
 		return err
 	}
@@ -212,14 +212,15 @@ func ReadFAT(image, label, file string) ([]byte, error) {
 // CopyFAT copies a file or a folder of the FAT file system in a partition of a disk image into the folder dir; file "" is
 // all that there is.
 func CopyFAT(image, label, file, dir string) error {
-	at, err := place(image, label)
+	at, err := Place(image, label)
 	if err != nil {
 		return err
 	}
 	return mtool("mcopy", "-s", "-n", "-Q", "-i", image+"@@"+strconv.FormatInt(at.Start, 10), "::/"+file, dir)
 }
 
-func place(image, label string) (disk.Partition, error) {
+// Place returns where the partition with a label lies in a disk image.
+func Place(image, label string) (disk.Partition, error) {
 	f, err := os.Open(image)
 	if err != nil {
 		return disk.Partition{}, err
@@ -231,7 +232,7 @@ func place(image, label string) (disk.Partition, error) {
 // GRUB makes GRUB 2.06 start from a disk: for OVMF as /EFI/BOOT/BOOTX64.EFI in the partition esp, for SeaBIOS in the first
 // sector and in the gap before the first partition. Its configuration is /grub/grub.cfg in esp.
 func (s *Scene) GRUB(image string, firmware Firmware) error {
-	at, err := place(image, "esp")
+	at, err := Place(image, "esp")
 	if err != nil {
 		return err
 	}

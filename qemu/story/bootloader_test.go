@@ -170,24 +170,9 @@ func TestBootloaderSwitch(t *testing.T) {
 
 func place(t *testing.T, image, label string) disk.Partition {
 	t.Helper()
-	f, err := os.Open(image)
+	p, err := scene.Place(image, label)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		t.Fatal(err)
-	}
-	parts, err := disk.Partitions(f, info.Size())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, p := range parts {
-		if p.Name == label {
-			return p
-		}
-	}
-	t.Fatalf("there is no partition %s", label)
-	return disk.Partition{}
+	return p
 }
