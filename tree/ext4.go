@@ -27,6 +27,8 @@ const (
 	templateBlocks  = 4096
 	ext4Block       = 4096
 	ext4MaxBlocks   = 1 << 20 // of a template: 4 GiB
+	ext4Group       = 1 << 15 // blocks of a group
+	groupTables     = 64      // blocks at the beginning of a group that may hold backups and the bitmaps of 16 groups
 )
 
 // Where things are in an ext4 superblock, which begins at byte 1024 (Documentation/filesystems/ext4 of the kernel).
@@ -135,6 +137,15 @@ func Format(dev disk.Device, template []byte, uuid [16]byte, label string) error
 		next++
 	}
 	fill(int64(size))
+	blocks := dev.Size() / ext4Block
+	for group := int64(ext4Group); group < blocks; group += ext4Group {
+		if n := min(groupTables, blocks-group); group+n > next {
+			write(empty[:n*ext4Block], group*ext4Block)
+		}
+	}
+	if at := max(next, blocks-16); at < blocks {
+		write(empty[:(blocks-at)*ext4Block], at*ext4Block)
+	}
 	flush()
 	s := append([]byte(nil), body[4+superAt:4+superAt+1024]...) // there is nothing else in block 0
 	copy(s[superUUID:], uuid[:])

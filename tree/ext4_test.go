@@ -173,3 +173,45 @@ func flip(b []byte, at int) []byte {
 	b[at] ^= 0x40
 	return b
 }
+
+// written notes which blocks were written.
+type written struct {
+	disk.Device
+	blocks map[int64]bool
+}
+
+func (w written) WriteAt(p []byte, at int64) (int, error) {
+	for n := at / ext4Block; n*ext4Block < at+int64(len(p)); n++ {
+		w.blocks[n] = true
+	}
+	return w.Device.WriteAt(p, at)
+}
+
+// What Linux reads when it makes the file system larger was written, where groups may have their bitmaps and at the end, and
+// little else: what is on dm-integrity and was not written cannot be read.
+func TestFormatForGrowth(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "fs")
+	const blocks = 5*ext4Group + 10
+	if err := errors.Join(os.WriteFile(name, nil, 0o644), os.Truncate(name, blocks*ext4Block)); err != nil {
+		t.Fatal(err)
+	}
+	dev, err := disk.Open(name, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dev.Close()
+	w := written{dev, map[int64]bool{}}
+	if err := Format(w, template(t), uuid, ""); err != nil {
+		t.Fatal(err)
+	}
+	for n := range int64(blocks) {
+		want := n < templateSize/ext4Block || n%ext4Group < groupTables || n >= blocks-16
+		if w.blocks[n] != want {
+			t.Fatalf("block %d: written %v", n, w.blocks[n])
+		}
+	}
+	e2fsck := exec.Command("e2fsck", "-fn", name)
+	if out, err := e2fsck.CombinedOutput(); err != nil {
+		t.Fatalf("e2fsck: %v\n%s", err, out)
+	}
+}
