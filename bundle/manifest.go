@@ -111,6 +111,11 @@ func (i *Image) Key() string {
 // Blocks is the number of 4096-byte blocks that the image takes on a slot.
 func (i *Image) Blocks() int64 { return (i.Size + verity.BlockSize - 1) / verity.BlockSize }
 
+// Archive reports whether it is an archive of a file tree that can be installed, compressed or not.
+func (i *Image) Archive() bool {
+	return i.Type == "tar" && i.Size > 0 && len(i.Convert) == 0 && !strings.Contains(i.Class, "/")
+}
+
 // Installable refuses (31) images that can't be written to a slot as they
 // are: archives, casync indexes, artifacts, conversions and empty images.
 func (i *Image) Installable() error {

@@ -22,12 +22,22 @@ type Slot struct {
 	Description string
 	ReadOnly    bool
 
+	Tree *Tree // the slot takes archives of file trees beside images; nil: images only
+
 	Region *Region // of a slot of the boot loader itself ([Config.Loaders]); nil for others
 
 	// bootloader=efi: the file that the firmware starts, and what it is told. The file is in the partition of the slot that
 	// goes with this one and is not mounted, by default vmlinuz, or that slot's File; where there is none, on the boot
 	// loader's Device.
 	EFILoader, EFICmdline string
+}
+
+// Tree says how a slot takes an archive: it becomes a file system of its own, which the system may write to.
+type Tree struct {
+	Integrity string // dm-integrity below the file system: none, crc32c, sha256 or hmac-sha256
+	Devices   bool   // the archive may hold device nodes
+	Setuid    bool   // and programs with more rights than who starts them
+	Label     string // of the file system, at most 16 bytes
 }
 
 // Region is where the two copies of a boot loader lie on a disk, and the most that an image may have in a boot partition of an
@@ -138,6 +148,11 @@ func (c *Config) slotKey(slot *Slot, e entry) error {
 			return nil
 		}
 		return slot.loaderKey(e)
+	case "integrity", "allow-devices", "allow-setuid", "label":
+		if Slim {
+			return nil
+		}
+		return slot.treeKey(e)
 	case "allow-mounted", "extra-mkfs-opts", "extra-mount-opts", "install-same", "force-install-same", "ignore-checksum", "resize":
 		c.warn(e.line, "[slot.%s] %s means nothing here", slot.Name, e.key)
 		return nil
@@ -218,7 +233,10 @@ func (c *Config) checkSlots(lines map[string]int) error {
 			return err
 		}
 	}
-	return c.checkGroups(lines)
+	if err := c.checkGroups(lines); err != nil || Slim {
+		return err
+	}
+	return c.checkTrees(lines)
 }
 
 // checkGroups sees to it that a bundle for one boot slot's group is one for every other's.

@@ -32,6 +32,7 @@ func inFolder() []uint32 {
 		unix.SYS_OPENAT, unix.SYS_OPENAT2, unix.SYS_MKDIRAT, unix.SYS_MKNODAT, unix.SYS_LINKAT, unix.SYS_SYMLINKAT, unix.SYS_UNLINKAT,
 		unix.SYS_FCHOWN, unix.SYS_FCHOWNAT, unix.SYS_FCHMOD, unix.SYS_FCHMODAT, unix.SYS_UTIMENSAT,
 		unix.SYS_FSETXATTR, unix.SYS_LSETXATTR, unix.SYS_SYNCFS,
+		filterStat, unix.SYS_GETDENTS64, unix.SYS_READLINKAT, unix.SYS_LLISTXATTR, unix.SYS_LGETXATTR, // and reading them
 	}
 }
 

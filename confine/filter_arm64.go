@@ -2,6 +2,9 @@ package confine
 
 import "golang.org/x/sys/unix"
 
-const filterArch = unix.AUDIT_ARCH_AARCH64
+const (
+	filterArch = unix.AUDIT_ARCH_AARCH64
+	filterStat = unix.SYS_FSTATAT
+)
 
 func filterExtra() []uint32 { return nil }

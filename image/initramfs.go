@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lifeboat/config"
+	"lifeboat/status"
 )
 
 // Names in the initramfs that /init reads.
@@ -37,6 +38,7 @@ const (
 	modulesUSBName = "etc/lifeboat/modules.usb"
 	modulesDogName = "etc/lifeboat/modules.watchdog"
 	modulesSoftdog = "etc/lifeboat/modules.softdog"
+	templateName   = "etc/lifeboat/" + status.Template
 )
 
 // DefaultSpec is the list of files that is used where none is given.
@@ -88,6 +90,13 @@ func Initramfs(ctx context.Context, o InitramfsOptions, out string) (*InitramfsR
 	}
 	report := &InitramfsReport{Config: c}
 	nodes = append(nodes, textNode(buildName, strconv.FormatInt(o.Build.Unix(), 10)+"\n"))
+	if c.Trees() {
+		template, err := emptyExt4(ctx)
+		if err != nil {
+			return nil, err
+		}
+		nodes = append(nodes, textNode(templateName, string(template)))
+	}
 	if o.Kernel != "" {
 		k, err := openKernel(ctx, o.Kernel)
 		if err != nil {
@@ -266,11 +275,11 @@ func compress(ctx context.Context, b []byte, ext string) (packed []byte, how str
 	return z.EncodeAll(b, nil), "zstd in Go, about -11 (no zstd program here)", nil
 }
 
-// InitFor returns which of the programs that `make build` makes is the /init of a configuration: "init-full" updates boot loaders
-// and knows variables on raw flash, "init" does not, "init-raw" talks to none.
+// InitFor returns which of the programs that `make build` makes is the /init of a configuration: "init-full" updates boot loaders,
+// knows variables on raw flash and slots that take archives, "init" does not, "init-raw" talks to none.
 func InitFor(c *config.Config) string {
 	switch {
-	case len(c.Loaders()) > 0, c.Bootloader != "raw" && config.Flash(c.Loader.Device):
+	case len(c.Loaders()) > 0, c.Trees(), c.Bootloader != "raw" && config.Flash(c.Loader.Device):
 		return "init-full"
 	case c.Bootloader == "raw":
 		return "init-raw"

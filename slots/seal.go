@@ -49,6 +49,9 @@ const (
 	// seal as it is. The slot was authentic when it was installed; who can
 	// write to the slot later can change image, tree and seal together.
 	KindLocal Kind = 2
+	// KindTree: the slot holds a file system that the install made of an archive, and that its system may write to. The
+	// archive was authentic when it was installed; what protects the files later is dm-integrity, where the seal names it.
+	KindTree Kind = 3
 )
 
 // String names the kind as status and documentation do.
@@ -58,6 +61,8 @@ func (k Kind) String() string {
 		return "verity-image"
 	case KindLocal:
 		return "local"
+	case KindTree:
+		return "tree"
 	}
 	return fmt.Sprintf("kind %d", uint8(k))
 }
@@ -76,7 +81,7 @@ var (
 //	offset size
 //	     0    8  magic "lfbtSEAL"
 //	     8    2  format version, 1
-//	    10    1  kind: 1 verity-image, 2 local
+//	    10    1  kind: 1 verity-image, 2 local, 3 tree
 //	    11    1  0
 //	    12    4  length of the body
 //	    16    4  CRC-32C (Castagnoli) of bytes 0 to 15 and 20 to 63 and the body
@@ -84,7 +89,7 @@ var (
 //	    24    4  length of the manifest, 0 to 49152; 0 unless the bundle is plain
 //	    28    2  length of the image name, 1 to 64
 //	    30    1  length of the salt, 0 to 64
-//	    31    1  length of the root hash: 0 (verity-image) or 32 (local)
+//	    31    1  length of the root hash: 0 (verity-image) or 32 (local, tree)
 //	    32   32  0
 //	    64       body: CMS, manifest, image name, salt, root hash
 //	             0 to the end
@@ -101,7 +106,8 @@ type Seal struct {
 	Manifest []byte
 	// Image is which image of the manifest the slot holds: CLASS or CLASS.VARIANT.
 	Image string
-	// Salt and RootHash of KindLocal; unused in KindVerityImage.
+	// Salt and RootHash of KindLocal; unused in KindVerityImage. KindTree: Salt is the number of an Integrity and 1 (ext4),
+	// RootHash the SHA-256 of the tree as tree.Write writes it, as it was installed.
 	Salt     []byte
 	RootHash [32]byte
 }
@@ -117,7 +123,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // check refuses what the format does not have.
 func (s *Seal) check() error {
 	switch {
-	case s.Kind != KindVerityImage && s.Kind != KindLocal:
+	case s.Kind != KindVerityImage && s.Kind != KindLocal && s.Kind != KindTree:
 		return fmt.Errorf("unknown %s", s.Kind)
 	case len(s.CMS) == 0 || len(s.CMS) > maxCMS:
 		return fmt.Errorf("CMS of %d bytes", len(s.CMS))
@@ -129,6 +135,8 @@ func (s *Seal) check() error {
 		return fmt.Errorf("salt of %d bytes", len(s.Salt))
 	case s.Kind == KindVerityImage && (len(s.Manifest) > 0 || len(s.Salt) > 0):
 		return errors.New("manifest or salt beside a signed one")
+	case s.Kind == KindTree && (len(s.Salt) != 2 || int(s.Salt[0]) >= len(integrities) || s.Salt[1] != treeExt4):
+		return errors.New("a tree of a kind that is not known")
 	}
 	return nil
 }
@@ -139,7 +147,7 @@ func (s *Seal) Encode() ([]byte, error) {
 		return nil, fmt.Errorf("encode seal: %w", err)
 	}
 	var root []byte
-	if s.Kind == KindLocal {
+	if s.Kind != KindVerityImage {
 		root = s.RootHash[:]
 	}
 	b := make([]byte, SealSize)
@@ -207,7 +215,7 @@ func ParseSeal(b []byte) (*Seal, error) {
 	if short || len(body) > 0 {
 		return nil, fmt.Errorf("%w: lengths do not add up", ErrFalse)
 	}
-	if len(root) != 0 && len(root) != len(s.RootHash) || (len(root) > 0) != (s.Kind == KindLocal) {
+	if len(root) != 0 && len(root) != len(s.RootHash) || (len(root) > 0) != (s.Kind != KindVerityImage) {
 		return nil, fmt.Errorf("%w: root hash of %d bytes", ErrFalse, len(root))
 	}
 	copy(s.RootHash[:], root)
@@ -284,6 +292,10 @@ type Facts struct {
 	Signed bool
 
 	FS string // squashfs, ext4, erofs, vfat, or "" if the manifest does not say
+
+	// Integrity is not "" where the slot holds a file system made of an archive: what dm-integrity below it is, "none" where
+	// there is none. DataBlocks is 0 then, RootHash the tree's as it was installed, and Signed false.
+	Integrity string
 }
 
 // Verify checks the seal against the keyring and compatible (if that is not
@@ -311,16 +323,21 @@ func (s *Seal) Verify(r verify.Rules, compatible string) (Facts, error) {
 }
 
 func (s *Seal) facts(m *bundle.Manifest, img *bundle.Image, plain bool) (Facts, error) {
-	if err := img.Installable(); err != nil {
-		return Facts{}, err
-	}
-	f := Facts{
-		Manifest: m.Hash(), Version: m.Version, Epoch: m.Epoch,
-		DataBlocks: img.Blocks(), Salt: s.Salt, RootHash: s.RootHash,
-	}
+	f := Facts{Manifest: m.Hash(), Version: m.Version, Epoch: m.Epoch, Salt: s.Salt, RootHash: s.RootHash}
 	if !m.Created.IsZero() {
 		f.Created = m.Created.Unix()
 	}
+	if s.Kind == KindTree {
+		if !img.Archive() {
+			return Facts{}, contradiction("a tree of an image that is no archive")
+		}
+		f.FS, f.Integrity = "ext4", integrities[s.Salt[0]]
+		return f, nil
+	}
+	if err := img.Installable(); err != nil {
+		return Facts{}, err
+	}
+	f.DataBlocks = img.Blocks()
 	if img.Type != "raw" {
 		f.FS = img.Type
 	}

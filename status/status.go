@@ -9,6 +9,9 @@ import "fmt"
 // Dir is where /init leaves what the running system needs: boot.json, system.conf and keyring.pem.
 const Dir = "/run/lifeboat"
 
+// Template is the file with the empty file system of slots that take archives, in the initramfs and in Dir.
+const Template = "ext4.template"
+
 // ReportFile in the root folder of a stick takes what a device has to say, if it is there.
 const ReportFile = "lifeboat-report.txt"
 

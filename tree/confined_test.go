@@ -3,7 +3,7 @@ package tree
 import (
 	"bytes"
 	"context"
-	"errors"
+	"crypto/sha256"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -49,7 +49,8 @@ func TestConfined(t *testing.T) {
 		if devices {
 			spec.Input = []byte("devices")
 		}
-		usage, err := confine.Run(context.Background(), spec, func(byte, []byte) error { return errors.New("no frame was expected") })
+		var digest []byte
+		usage, err := confine.Run(context.Background(), spec, func(_ byte, body []byte) error { digest = bytes.Clone(body); return nil })
 		if !devices {
 			if err == nil || !bytes.Contains([]byte(err.Error()), []byte("is a device node")) {
 				t.Errorf("an archive with devices: %v", err)
@@ -62,6 +63,10 @@ func TestConfined(t *testing.T) {
 		b, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
+		}
+		sum := sha256.New()
+		if err := Write(sum, dir, time.Time{}); err != nil || !bytes.Equal(sum.Sum(nil), digest) {
+			t.Errorf("root and the worker do not read the same (%v)", err)
 		}
 		if d := cmp.Diff(extract(t, b, all), describe(t, dir)); d != "" {
 			t.Errorf("root's, and the worker's:\n%s", d)

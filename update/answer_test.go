@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"lifeboat/boot"
+	"lifeboat/config"
 	"lifeboat/slots"
 	"lifeboat/status"
 )
@@ -20,10 +21,10 @@ var frames = []struct {
 	kind byte
 	body []byte
 }{
-	{frameFound, Found{Offset: 1 << 20, Size: 2 << 20, Path: "updates/a.raucb", Offer: boot.Offer{Manifest: boot.Hash{1}, Version: "2.0", Epoch: 3}, Loaders: 5}.encode()},
+	{frameFound, Found{Offset: 1 << 20, Size: 2 << 20, Path: "updates/a.raucb", Offer: boot.Offer{Manifest: boot.Hash{1}, Version: "2.0", Epoch: 3}, Loaders: 5, Trees: 1}.encode()},
 	{frameRefused, Refusal{Path: "b.raucb", Code: 21, Text: "no", Hint: "do this"}.encode()},
 	{frameError, Refusal{Code: 40, Text: "cannot be read"}.encode()},
-	{frameFacts, attested{Seal: boot.Seal{Status: boot.SealValid, Whole: boot.WholeRight}, Facts: slots.Facts{Manifest: [32]byte{1}, Version: "1", DataBlocks: 16, Salt: []byte{1, 2}, Signed: true, FS: "squashfs"}}.encode()},
+	{frameFacts, attested{Seal: boot.Seal{Status: boot.SealValid, Whole: boot.WholeRight}, Facts: slots.Facts{Manifest: [32]byte{1}, Version: "1", DataBlocks: 16, Salt: []byte{1, 2}, Signed: true, FS: "squashfs", Integrity: "none"}}.encode()},
 	{frameReport, place{1 << 20, 2 << 20, "LIFEBOAT-REPORT.TXT"}.encode()},
 	{frameSeal, []byte("a part of a seal")},
 	{frameTrust, []byte("a part of a trust file")},
@@ -83,7 +84,7 @@ func FuzzAnswer(f *testing.F) {
 
 // FuzzJob: a job that decodes is the one that was encoded.
 func FuzzJob(f *testing.F) {
-	j := &job{Trust: Trust{Keyring: []byte("PEM"), Compatible: "c", Purpose: "codesign", Stored: []byte("s"), Pending: []byte("p"), Role: "release", Serial: "4711", RequireCRL: true, Formats: []string{"verity"}, RequireSigned: true, Floor: 7}, Class: "rootfs", Parts: []part{{"rootfs", 9}, {"appfs", 10}}, Rate: 4, Lone: true, Offset: 1, Size: 2, Path: "a.raucb", Manifest: boot.Hash{1}, Seal: []byte{1}, Candidate: []byte("c"), Files: []string{"*.raucb", "a/*.b"}, Require: "key"}
+	j := &job{Trust: Trust{Keyring: []byte("PEM"), Compatible: "c", Purpose: "codesign", Stored: []byte("s"), Pending: []byte("p"), Role: "release", Serial: "4711", RequireCRL: true, Formats: []string{"verity"}, RequireSigned: true, Floor: 7}, Class: "rootfs", Parts: []part{{"rootfs", 9, nil}, {"appfs", 10, &config.Tree{Integrity: "none", Setuid: true}}}, Rate: 4, Lone: true, Offset: 1, Size: 2, Path: "a.raucb", Manifest: boot.Hash{1}, Seal: []byte{1}, Candidate: []byte("c"), Files: []string{"*.raucb", "a/*.b"}, Require: "key"}
 	f.Add(j.encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		j, err := decodeJob(b)
@@ -102,7 +103,7 @@ func FuzzJob(f *testing.F) {
 
 func TestAnswers(t *testing.T) {
 	var got Found
-	want := Found{Offset: 5, Size: 6, Path: "ü.raucb", Offer: boot.Offer{Manifest: boot.Hash{7}, Version: "1~rc1", Epoch: 2}, Loaders: 3}
+	want := Found{Offset: 5, Size: 6, Path: "ü.raucb", Offer: boot.Offer{Manifest: boot.Hash{7}, Version: "1~rc1", Epoch: 2}, Loaders: 3, Trees: 2}
 	if got, _ = decodeFound(want.encode()); got != want {
 		t.Errorf("%+v became %+v", want, got)
 	}

@@ -189,7 +189,7 @@ func (d *Device) resumeJob(ctx context.Context, role string, src Source, f Found
 	if a.err != nil {
 		return nil, *a.err
 	}
-	if (role == RoleInstall || role == RoleLoader) && a.manifest != f.Offer.Manifest {
+	if (role == RoleInstall || role == RoleLoader || role == RoleTree) && a.manifest != f.Offer.Manifest {
 		return nil, fmt.Errorf("%w: it installed another bundle", errWorker)
 	}
 	return a, nil
@@ -201,6 +201,9 @@ func (d *Device) attest(ctx context.Context, slot string, whole bool, seal []byt
 	role := RoleSeal
 	if whole {
 		role = RoleAttest
+	}
+	if !config.Slim && whole && d.isTree(ctx, slot, seal) {
+		role = RoleFiles
 	}
 	var progress func(done, total int64)
 	if seal != nil {

@@ -16,6 +16,7 @@ type Child struct {
 	Class string
 	Room  int64             // bytes of the smallest
 	Slots map[string]string // by the boot slot that each goes with
+	Tree  *config.Tree      // as [config.Slot] has it
 }
 
 // ChildrenOf returns what a configuration says of groups. size is that of a slot in bytes, 0 where it is not known.
@@ -24,7 +25,7 @@ func ChildrenOf(c *config.Config, size func(slot string) int64) []Child {
 	for n, b := range c.BootSlots() {
 		for i, s := range c.Group(b.Name) { // the same classes in the same order with each
 			if n == 0 {
-				all = append(all, Child{Class: s.Class, Slots: map[string]string{}})
+				all = append(all, Child{Class: s.Class, Slots: map[string]string{}, Tree: s.Tree})
 			}
 			all[i].Slots[b.Name] = s.Name
 			if r := size(s.Name); r > 0 && (all[i].Room == 0 || r < all[i].Room) {
@@ -77,9 +78,9 @@ func (d *Device) class(slot string) string {
 
 // parts is what a bundle for this device holds.
 func (d *Device) parts() []part {
-	all := []part{{d.Class, d.Room}}
+	all := []part{{d.Class, d.Room, d.Tree}}
 	for _, c := range d.Children {
-		all = append(all, part{c.Class, c.Room})
+		all = append(all, part{c.Class, c.Room, c.Tree})
 	}
 	return all
 }

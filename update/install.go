@@ -122,7 +122,11 @@ func (d *Device) write(ctx context.Context, o offer, slot string) bool {
 	seals := make([][]byte, len(members))
 	d.step(Writing, o.Offer.Version, slot)
 	for i, m := range members {
-		a, err := d.patiently(ctx, RoleInstall, &o, slot, m)
+		role := RoleInstall
+		if !config.Slim && o.Trees>>(len(members)-1-i)&1 != 0 {
+			role = RoleTree
+		}
+		a, err := d.patiently(ctx, role, &o, slot, m)
 		if err == nil {
 			err = d.Slots.Sync(m)
 		}

@@ -23,6 +23,8 @@ const (
 	RoleRepair  = "repair"  // copies a slot's image and tree over another's
 	RoleLoader  = "loader"  // writes one bundle's image to one copy of the boot loader
 	RoleLoaded  = "loaded"  // reads a slot's seal and a copy of the boot loader: whether it is what that bundle brings
+	RoleTree    = "tree"    // makes a slot's file system hold the tree of a bundle's archive; that file system is all that it sees
+	RoleFiles   = "files"   // reads a slot's seal and the whole tree that lies in the slot
 	RoleTrust   = "trust"   // judges keyrings and revocation lists that a scanner found, and has nothing else
 )
 
@@ -55,7 +57,8 @@ type job struct {
 // part is an image class of a bundle.
 type part struct {
 	Class string
-	Room  int64 // bytes of the smallest slot, of a slot of the boot loader all that an image may have; 0: not known
+	Room  int64        // bytes of the smallest slot, of a slot of the boot loader all that an image may have; 0: not known
+	Tree  *config.Tree // its slots take archives too; nil: they do not
 }
 
 // Frames of a worker's answer. All numbers little endian; a string is its length in one byte and its bytes.
@@ -167,6 +170,9 @@ func (j *job) encode() []byte {
 	for _, p := range all {
 		e.str(p.Class)
 		e.i64(p.Room)
+		if !config.Slim {
+			e.tree(p.Tree)
+		}
 	}
 	e.i64(j.Rate)
 	e.flag(j.Lone)
@@ -202,7 +208,11 @@ func decodeJob(b []byte) (*job, error) {
 		loaders, j.Sector = d.u8(), d.i64()
 	}
 	for range d.u8() {
-		j.Parts = append(j.Parts, part{d.str(), d.i64()})
+		p := part{Class: d.str(), Room: d.i64()}
+		if !config.Slim {
+			p.Tree = d.tree()
+		}
+		j.Parts = append(j.Parts, p)
 	}
 	if n := int(loaders); !config.Slim && n > 0 {
 		if n > len(j.Parts) {
@@ -232,6 +242,7 @@ type Found struct {
 	Path         string
 	Offer        boot.Offer
 	Loaders      uint8 // bit n: it has an image for the n-th slot of the boot loader
+	Trees        uint8 // bit n: its image for the n-th class is an archive; the boot slots' class is class 0
 }
 
 func (f Found) encode() []byte {
@@ -244,6 +255,7 @@ func (f Found) encode() []byte {
 	e.u32(f.Offer.Epoch)
 	e.flag(f.Offer.Lifted)
 	e.u8(f.Loaders)
+	e.u8(f.Trees)
 	return e.b
 }
 
@@ -251,7 +263,7 @@ func decodeFound(b []byte) (f Found, err error) {
 	d := &decoder{b: b}
 	f.Offset, f.Size, f.Path = d.i64(), d.i64(), d.str()
 	f.Offer = boot.Offer{Manifest: d.hash(), Version: d.str(), Epoch: d.u32(), Lifted: d.flag()}
-	f.Loaders = d.u8()
+	f.Loaders, f.Trees = d.u8(), d.u8()
 	if f.Offset < 0 || f.Size < 0 || !printable(f.Path) || !printable(f.Offer.Version) {
 		d.err = errAnswer
 	}
@@ -329,6 +341,7 @@ func (a attested) encode() []byte {
 	e.raw(a.Facts.RootHash[:])
 	e.flag(a.Facts.Signed)
 	e.str(a.Facts.FS)
+	e.str(a.Facts.Integrity)
 	return e.b
 }
 
@@ -337,9 +350,9 @@ func decodeAttested(b []byte) (a attested, err error) {
 	a.Seal.Status, a.Seal.Whole = boot.SealStatus(d.u8()), boot.Whole(d.u8())
 	f := &a.Facts
 	f.Manifest, f.Version, f.Epoch, f.Created = d.hash(), d.str(), d.u32(), d.i64()
-	f.DataBlocks, f.Salt, f.RootHash, f.Signed, f.FS = d.i64(), []byte(d.str()), d.hash(), d.flag(), d.str()
+	f.DataBlocks, f.Salt, f.RootHash, f.Signed, f.FS, f.Integrity = d.i64(), []byte(d.str()), d.hash(), d.flag(), d.str(), d.str()
 	if a.Seal.Status == boot.SealUnknown || a.Seal.Status > boot.SealUnreadable || a.Seal.Whole > boot.WholeDamaged ||
-		f.DataBlocks < 0 || !printable(f.Version) || !printable(f.FS) {
+		f.DataBlocks < 0 || !printable(f.Version) || !printable(f.FS) || !printable(f.Integrity) {
 		d.err = errAnswer
 	}
 	s := &a.Seal

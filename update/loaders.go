@@ -33,7 +33,7 @@ func LoadersOf(c *config.Config, size func(device string) int64) []Loader {
 func (d *Device) loaderParts() []part {
 	var all []part
 	for _, l := range d.Loaders {
-		all = append(all, part{l.Class, l.Room})
+		all = append(all, part{Class: l.Class, Room: l.Room})
 	}
 	return all
 }

@@ -43,7 +43,7 @@ func (d *Device) patiently(ctx context.Context, role string, o *offer, slot, mem
 		switch role {
 		case RoleInstall:
 			step, from = Writing, done
-		case RoleLoader: // from the beginning
+		case RoleLoader, RoleTree: // from the beginning
 			step = Writing
 		}
 		gone, back := d.comesBack(ctx, o, slot)

@@ -253,7 +253,7 @@ func (w *worker) offer(b *bundle.Bundle, err error, f Found, n *news) error {
 		Manifest: b.Manifest.Hash(), Version: b.Manifest.Version, Epoch: b.Manifest.Epoch, Lifted: cms.RenewsKeyring(n.rules(&w.job.Trust)),
 	}
 	if !config.Slim {
-		f.Loaders = w.loadersIn(b.Manifest)
+		f.Loaders, f.Trees = w.loadersIn(b.Manifest), w.treesIn(b.Manifest)
 	}
 	// What is older or wrong in what it brings along is no reason to refuse the bundle.
 	for _, list := range cms.CRLs() {

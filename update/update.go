@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"lifeboat/boot"
+	"lifeboat/config"
 	"lifeboat/slots"
 	"lifeboat/status"
 )
@@ -69,8 +70,9 @@ type Device struct {
 	Store  boot.Store
 	Policy boot.Policy
 	Trust  Trust
-	Class  string // image class of the boot slots
-	Room   int64  // bytes of the smallest boot slot
+	Class  string       // image class of the boot slots
+	Room   int64        // bytes of the smallest boot slot
+	Tree   *config.Tree // as the boot slots have it
 	// Children are the classes of slots that go with the boot slots.
 	Children []Child
 	// Loaders are the slots of the boot loader itself, Copies what PID 1 does to them; nil where there are none.

@@ -29,6 +29,7 @@ type Media struct {
 	SlotSize   int64       // of SlotReader, bytes
 	Copy       io.ReaderAt // loaded: a copy of the boot loader, past every cache
 	CopySize   int64       // of it, bytes
+	Folder     string      // tree, files: the top of the slot's file system; files: read-only
 }
 
 // Work does one worker's job and sends its answer. It runs in a confined process in early boot and in this one in
@@ -57,10 +58,16 @@ func Work(ctx context.Context, role string, input []byte, m Media, send func(kin
 	case RoleReport:
 		err = w.report()
 	default:
-		if config.Slim || role != RoleLoader && role != RoleLoaded {
+		switch {
+		case !config.Slim && (role == RoleLoader || role == RoleLoaded):
+			err = w.workLoader(ctx, role)
+		case !config.Slim && role == RoleTree:
+			err = w.tree(ctx)
+		case !config.Slim && role == RoleFiles:
+			err = w.attest(ctx, true)
+		default:
 			return fmt.Errorf("unknown role %q", role)
 		}
-		err = w.workLoader(ctx, role)
 	}
 	return w.end(err)
 }
@@ -202,6 +209,9 @@ func (w *worker) fits(m *bundle.Manifest) error {
 			return err
 		}
 		img := &m.Images[i]
+		if !config.Slim && p.Tree != nil && img.Archive() {
+			continue // how large it becomes shows when it is there
+		}
 		if err := img.Installable(); err != nil {
 			return err
 		}
@@ -369,12 +379,22 @@ func (w *worker) attest(ctx context.Context, whole bool) error {
 			a.Seal.Status = boot.SealFalse
 			break
 		}
-		a.Seal.Status = boot.SealValid
-		if !whole {
+		if err = w.treeFits(a.Facts.Integrity); err != nil {
+			a.Seal.Status = boot.SealFalse
 			break
 		}
+		a.Seal.Status = boot.SealValid
+		tree := !config.Slim && a.Facts.Integrity != ""
+		if !whole || tree && w.media.Folder == "" {
+			break // a tree is read from its file system
+		}
 		a.Seal.Whole = boot.WholeRight
-		if _, err = slots.Attest(ctx, w.media.SlotReader, w.media.SlotSize, seal, rules, w.job.Trust.Compatible, w.progress); err != nil {
+		if tree {
+			err = w.readTree(seal)
+		} else {
+			_, err = slots.Attest(ctx, w.media.SlotReader, w.media.SlotSize, seal, rules, w.job.Trust.Compatible, w.progress)
+		}
+		if err != nil {
 			a.Seal.Whole = boot.WholeDamaged
 			break
 		}

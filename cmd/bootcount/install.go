@@ -170,13 +170,21 @@ func (s *session) device(m *meter) (*update.Device, error) {
 	}
 	trust := update.TrustOf(s.cfg, keyring, s.report.State.Floors.Time)
 	trust.Serial = crew.Serial()
-	workers := &crew.Workers{Slot: path, Plain: len(s.cfg.BundleFormats) > 1, Ended: func(_ string, u confine.Usage) { m.peak = max(m.peak, u.MaxRSSKiB) }}
+	workers := &crew.Workers{Slot: path, Trees: s.trees(path), Plain: len(s.cfg.BundleFormats) > 1, Ended: func(_ string, u confine.Usage) { m.peak = max(m.peak, u.MaxRSSKiB) }}
 	return &update.Device{
-		Store: s.store, Lock: s.hold, Policy: s.policy, Trust: trust, Class: s.cfg.BootSlots()[0].Class, Room: room,
+		Store: s.store, Lock: s.hold, Policy: s.policy, Trust: trust, Class: s.cfg.BootSlots()[0].Class, Room: room, Tree: s.cfg.BootSlots()[0].Tree,
 		Children: update.ChildrenOf(s.cfg, size), Loaders: update.LoadersOf(s.cfg, crew.BootSize), Copies: copies,
 		Crew: steady{workers}, Slots: running{crew.Slots{Path: path}},
 		Name: s.name, Bootname: s.policy.Bootname, Say: m.say, Step: func(s update.Step, _, _ string) { m.begin(s.String()) }, Progress: m.progress, Report: &status.Report{},
 	}, nil
+}
+
+// trees are the slots that take archives, made of the empty file system that early boot has left; nil where there are none.
+func (s *session) trees(path func(slot string) string) *crew.Trees {
+	if !s.cfg.Trees() {
+		return nil
+	}
+	return &crew.Trees{Config: s.cfg, Path: path, Template: filepath.Join(s.dir, status.Template)}
 }
 
 // fileSlots takes the slots that are files out of the partition in which they lie: in found they have their own size then,

@@ -166,15 +166,16 @@ func (d *device) configure() error {
 // device wires the rooms.
 func (d *device) device() *update.Device {
 	policy := boot.PolicyOf(d.cfg, d.trust.Floor)
-	store := d.store(&policy)
+	store, trees := d.store(&policy), d.treeSlots()
 	u := &update.Device{
 		Store: store, Policy: policy, Trust: d.trust, Class: d.cfg.BootSlots()[0].Class,
-		Slots: &slotDoor{d: d, Slots: crew.Slots{Path: d.slotPath}}, Crew: &fedCrew{d.workers(), d},
+		Slots: &slotDoor{d: d, Slots: crew.Slots{Path: d.slotPath}, trees: trees}, Crew: &fedCrew{d.workers(trees), d},
 		Say: d.con.say, Screen: d.show.rescue, Phase: d.ended, Report: d.report,
 		Rescue: d.asked, RescueRetry: d.cfg.Rescue.Retry, Replug: d.cfg.USB.Replug, Chance: chance(), Words: d.words,
 		Name: d.slotName, Bootname: d.bootname, Step: d.show.step, Progress: d.show.progress, Clock: (*rest)(d), Letter: d.show.letter,
 	}
 	for _, s := range d.cfg.BootSlots() {
+		u.Tree = s.Tree
 		if b, ok := d.slots[s.Name]; ok && (u.Room == 0 || b.Size < u.Room) {
 			u.Room = b.Size
 		}
@@ -211,8 +212,8 @@ func (d *device) reboot(s boot.Store) {
 	}
 }
 
-func (d *device) workers() *crew.Workers {
-	return &crew.Workers{Slot: d.slotPath, Plain: len(d.cfg.BundleFormats) > 1, Ended: func(role string, u confine.Usage) {
+func (d *device) workers(trees *crew.Trees) *crew.Workers {
+	return &crew.Workers{Slot: d.slotPath, Trees: trees, Plain: len(d.cfg.BundleFormats) > 1, Ended: func(role string, u confine.Usage) {
 		d.report.Workers = append(d.report.Workers, status.Worker{Role: role, MaxRSSKiB: u.MaxRSSKiB})
 	}}
 }

@@ -66,7 +66,8 @@ func mappedName(class string) string { return "lifeboat-" + class }
 // slotDoor is update.Slots: what PID 1 itself does to slots.
 type slotDoor struct {
 	crew.Slots
-	d *device
+	d     *device
+	trees *crew.Trees // nil: no slot takes archives
 }
 
 // Start opens the slot through dm-verity with the root hash of its seal, reads its first and last block (a wrong root
@@ -118,8 +119,10 @@ func (s *slotDoor) close(with []update.Member) {
 	_ = unix.Unmount(newRoot, unix.MNT_DETACH)
 	for _, m := range with {
 		_ = dm.Remove(mappedName(m.Class))
+		s.closeTree(mappedName(m.Class))
 	}
 	_ = dm.Remove(rootName)
+	s.closeTree(rootName)
 }
 
 // folderIn opens a folder of a mounted system without ever leaving that.
@@ -140,6 +143,9 @@ func fault(r status.Reason, err error) error { return &update.Fault{Reason: r, E
 
 // open opens a slot through dm-verity and mounts it, read-only; at "" it is not mounted, and may hold anything.
 func (s *slotDoor) open(slot, name string, f slots.Facts, at string) error {
+	if !config.Slim && f.Integrity != "" {
+		return s.openTree(slot, name, at)
+	}
 	path, err := dm.Open(name, true, s.d.table(slot, f))
 	if err != nil {
 		return fault(status.Unreadable, fmt.Errorf("open slot %s through dm-verity: %w", s.d.slotName(slot), err))
@@ -212,6 +218,9 @@ func (d *device) handOver(s update.Started) {
 	}
 	forgetPanic()
 	restart := func(name, slot string, f slots.Facts) {
+		if f.Integrity != "" {
+			return
+		}
 		if err := dm.Reload(name, true, d.table(slot, f, "restart_on_corruption")); err != nil {
 			d.con.say("a corrupt block will be an I/O error, not a restart: " + err.Error())
 		}
@@ -249,11 +258,11 @@ func (d *device) leave(s update.Started) error {
 	}
 	r.Booted = status.Booted{
 		Slot: s.Slot, Bootname: d.bootname(s.Slot), Version: e.Version, Trial: s.Trial, TriesLeft: int(e.Tries),
-		Authenticity: boot.Authenticity(!s.Facts.Signed), RootHash: fmt.Sprintf("%x", s.Facts.RootHash), Device: d.slotPath(s.Slot),
+		Authenticity: authenticity(s.Facts), RootHash: fmt.Sprintf("%x", s.Facts.RootHash), Device: d.slotPath(s.Slot),
 	}
 	for _, m := range s.With {
 		if !m.Facts.Signed {
-			r.Booted.Authenticity = boot.Authenticity(true)
+			r.Booted.Authenticity = authenticity(m.Facts)
 		}
 		c, _ := d.cfg.SlotByName(m.Slot)
 		w := status.With{
@@ -270,7 +279,11 @@ func (d *device) leave(s update.Started) error {
 	if err := os.MkdirAll(status.Dir, 0o755); err != nil {
 		return err
 	}
-	for name, content := range map[string][]byte{"boot.json": r.JSON(), "system.conf": d.cfg.Raw, "keyring.pem": d.keyring, "trust": d.trust.Stored} {
+	left := map[string][]byte{"boot.json": r.JSON(), "system.conf": d.cfg.Raw, "keyring.pem": d.keyring, "trust": d.trust.Stored}
+	if !config.Slim && d.cfg.Trees() {
+		left[status.Template], _ = os.ReadFile(filepath.Join(config.Dir, status.Template)) // `bootcount install` says that it is missing
+	}
+	for name, content := range left {
 		if len(content) == 0 {
 			continue
 		}

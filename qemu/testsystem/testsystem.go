@@ -49,7 +49,7 @@ type Options struct {
 	Version   string
 	Behaviour Behaviour
 
-	Format      string // "squashfs" (default), "ext4", "erofs"
+	Format      string // "squashfs" (default), "ext4", "erofs"; archives: "tar", "tar.gz", "tar.xz", "tar.zst", "tar.lz4"
 	Compression string // of squashfs: "zstd" (default), "gzip", "xz", "lz4"
 
 	Bootcount string            // file that becomes /usr/bin/bootcount; optional
@@ -93,6 +93,9 @@ func Build(out string, o Options) error {
 			out, strconv.FormatInt(size/4096, 10))
 	case "erofs":
 		return tool("mkfs.erofs", "-T0", "--all-root", "--quiet", out, tree)
+	case "tar", "tar.gz", "tar.xz", "tar.zst", "tar.lz4":
+		pack := map[string]string{"tar": "cat", "tar.gz": "gzip", "tar.xz": "xz", "tar.zst": "zstd -q", "tar.lz4": "lz4 -q"}[o.Format]
+		return tool("tar", "-C", tree, "--sort=name", "--owner=0", "--group=0", "--numeric-owner", "--mtime=@0", "--xattrs", "-I", pack, "-cf", out, ".")
 	}
 	return fmt.Errorf("test system: format %q", o.Format)
 }

@@ -29,7 +29,7 @@ import (
 var uids = map[string]int{
 	update.RoleScan: 65501, update.RoleCheck: 65502, update.RoleInstall: 65503, update.RoleAttest: 65504, update.RoleSeal: 65505, update.RoleTrust: 65506,
 	update.RoleReport: 65507, update.RoleRepair: 65508, update.RoleCompare: 65509,
-	update.RoleLoader: 65510, update.RoleLoaded: 65511,
+	update.RoleLoader: 65510, update.RoleLoaded: 65511, update.RoleTree: 65512, update.RoleFiles: 65513,
 }
 
 // quick is the CPU time of a worker that reads little. Those that read or write a whole image may take any time as long as
@@ -45,6 +45,7 @@ type Workers struct {
 	Plain bool                                   // plain bundles are taken: each has to be read whole to know who signed it
 	Ended func(role string, usage confine.Usage) // a worker has ended, well or not; may be nil
 	Exe   string                                 // as confine.Spec.Exe
+	Trees *Trees                                 // nil: no slot takes archives
 }
 
 // Run opens what the role may touch, starts the worker and returns when it is gone.
@@ -103,8 +104,21 @@ func (c *Workers) Run(ctx context.Context, role string, input []byte, src update
 			return err
 		}
 	}
+	done := func() error { return nil }
 	if !config.Slim {
 		switch role {
+		case update.RoleTree, update.RoleFiles:
+			if role == update.RoleFiles {
+				if err := openSlot(slot); err != nil {
+					return err
+				}
+			}
+			var err error
+			if spec.Folder, done, err = c.Trees.Folder(slot, role == update.RoleTree); err != nil {
+				return err
+			}
+			s, _ := c.Trees.Config.SlotByName(slot)
+			spec.Devices = s.Tree.Devices
 		case update.RoleLoader:
 			// The order of single sectors counts, and what is not written is left alone.
 			if err := open(c.Slot(slot), os.O_RDWR|unix.O_DIRECT); err != nil {
@@ -117,6 +131,7 @@ func (c *Workers) Run(ctx context.Context, role string, input []byte, src update
 		}
 	}
 	usage, err := confine.Run(ctx, spec, frame)
+	err = errors.Join(err, done())
 	if c.Ended != nil {
 		c.Ended(role, usage)
 	}
@@ -145,7 +160,10 @@ func Work(j *confine.Job, work func(ctx context.Context, role string, input []by
 		files = files[1:]
 		return f, err
 	}
-	reader := j.Role == update.RoleSeal || j.Role == update.RoleAttest || j.Role == update.RoleRepair || j.Role == update.RoleLoaded
+	reader := j.Role == update.RoleSeal || j.Role == update.RoleAttest || j.Role == update.RoleRepair || !config.Slim && (j.Role == update.RoleLoaded || j.Role == update.RoleFiles)
+	if !config.Slim && (j.Role == update.RoleTree || j.Role == update.RoleFiles) {
+		m.Folder = "/"
+	}
 	if !reader && j.Role != update.RoleTrust {
 		f, err := take()
 		if err != nil {

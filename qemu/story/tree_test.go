@@ -1,0 +1,45 @@
+package story
+
+import (
+	"testing"
+
+	"lifeboat/qemu/scene"
+	"lifeboat/qemu/testsystem"
+)
+
+// treeConfig makes the slots of [scene.Config] take archives.
+func treeConfig(integrity string) map[string]string {
+	c := map[string]string{}
+	for _, slot := range []string{"slot.rootfs.0", "slot.rootfs.1"} {
+		c[slot+" type"] = "ext4"
+		c[slot+" integrity"] = integrity
+	}
+	return c
+}
+
+// A stick brings an archive: the slot holds a file system of it, which its system may write to, and what it writes is there at
+// the next boot.
+func TestTree(t *testing.T) {
+	d := special(t, scene.Options{Config: treeConfig("none")})
+	stick := d.update(t, "2.0", testsystem.Good, testsystem.Options{Format: "tar.zst"}, scene.BundleOptions{ImageName: "rootfs.tar.zst"})
+	vm := scene.Start(t, d.Machine(d.disk(t, "tree"), stick))
+	vm.Expect(scene.Patience, `lifeboat: installing 2\.0 to rootfs\.1 \(B\)\n`)
+	vm.Expect(scene.Patience, `lifeboat: installed 2\.0 to rootfs\.1 \(B\)\n`)
+	vm.Expect(scene.Patience, `lifeboat: boot 1 slot rootfs\.1 \(B\) version 2\.0 trial tries=2\n`)
+	if v := vm.Ready(); v != "2.0" {
+		t.Fatalf("version %s", v)
+	}
+	r := vm.Status()
+	if r.Booted.Authenticity != "at install only" {
+		t.Errorf("status %+v", r)
+	}
+	vm.Run("write", "/etc/written", "by-the-system")
+	vm.Reset()
+	vm.Expect(scene.Patience, `nothing to do: already installed in rootfs\.1\n`)
+	if v := vm.Ready(); v != "2.0" {
+		t.Fatalf("version %s", v)
+	}
+	if got := vm.Run("cat", "/etc/written"); got != "by-the-system" {
+		t.Errorf("the file has %q", got)
+	}
+}

@@ -1,0 +1,67 @@
+package update
+
+import (
+	"context"
+	"slices"
+
+	"lifeboat/bundle"
+	"lifeboat/config"
+	"lifeboat/verify"
+)
+
+// isTree reports whether a slot, or one with that seal, holds a file system made of an archive.
+func (d *Device) isTree(ctx context.Context, slot string, seal []byte) bool {
+	if !slices.ContainsFunc(d.parts(), func(p part) bool { return p.Tree != nil && p.Class == d.class(slot) }) {
+		return false
+	}
+	a, _ := d.attest(ctx, slot, false, seal)
+	return a.Facts.Integrity != ""
+}
+
+// treesIn says of which classes the image is an archive.
+func (w *worker) treesIn(m *bundle.Manifest) (set uint8) {
+	for n, p := range w.job.Parts {
+		if i, err := m.Find(p.Class); err == nil && m.Images[i].Archive() {
+			set |= 1 << n
+		}
+	}
+	return set
+}
+
+// rule is how the slots of the job's class take archives, nil where they do not.
+func (w *worker) rule() *config.Tree {
+	for _, p := range w.job.Parts {
+		if p.Class == w.job.Class {
+			return p.Tree
+		}
+	}
+	return nil
+}
+
+// treeFits refuses a seal of a tree where the configuration does not have the slot hold one, or one that is protected
+// otherwise: what a seal says beside the manifest is not signed. integrity is "" for an image.
+func (w *worker) treeFits(integrity string) error {
+	if integrity == "" {
+		return nil
+	}
+	if rule := w.rule(); config.Slim || rule == nil || rule.Integrity != integrity {
+		return verify.Refuse(verify.Policy, "the slot holds a file tree with integrity=%s, and the configuration does not have that", integrity)
+	}
+	return nil
+}
+
+func (e *encoder) tree(t *config.Tree) {
+	e.flag(t != nil)
+	if t != nil {
+		e.str(t.Integrity)
+		e.flag(t.Devices)
+		e.flag(t.Setuid)
+	}
+}
+
+func (d *decoder) tree() *config.Tree {
+	if !d.flag() {
+		return nil
+	}
+	return &config.Tree{Integrity: d.str(), Devices: d.flag(), Setuid: d.flag()}
+}
