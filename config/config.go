@@ -37,7 +37,9 @@ type Config struct {
 	RequireSignedVerity bool     // refuse a bundle whose images have no signed root hash
 	Init                string   // absolute path of the system's init in its root file system
 
-	KeyringPath  string // absolute path in the initramfs
+	KeyringPath string // absolute path in the initramfs
+	// IntegrityKey is the absolute path in the initramfs of the key for integrity=hmac-sha256: a file of 16 to 64 bytes.
+	IntegrityKey string
 	CheckPurpose string // "codesign", "smimesign" or "any"
 	CheckCRL     bool   // every issuer between signer and anchor must have a revocation list
 	Role         string // "release" or "dev": whose signatures install
@@ -121,6 +123,7 @@ func Parse(raw []byte) (*Config, error) {
 		RequireSignedVerity: true,
 		Init:                "/sbin/init",
 		KeyringPath:         Dir + "/keyring.pem",
+		IntegrityKey:        Dir + "/integrity.key",
 		CheckPurpose:        "codesign",
 		Role:                "release",
 		StateDevice:         "PARTLABEL=state",
@@ -191,6 +194,8 @@ func (c *Config) setter(name string) func(entry) error {
 		return c.system
 	case "keyring":
 		return c.keyring
+	case "integrity":
+		return one("key", func(v string) error { return inDir(&c.IntegrityKey, v) })
 	case "state":
 		return one("device", func(v string) error { return device(&c.StateDevice, v) })
 	case "staging":
@@ -262,13 +267,18 @@ func (c *Config) system(e entry) error {
 	return errUnknownKey
 }
 
+// inDir sets the path of a file in the initramfs, below [Dir] where it is relative.
+func inDir(path *string, v string) error {
+	if !strings.HasPrefix(v, "/") && v != "" {
+		v = Dir + "/" + v
+	}
+	return absolute(path, v)
+}
+
 func (c *Config) keyring(e entry) error {
 	switch e.key {
 	case "path":
-		if !strings.HasPrefix(e.value, "/") && e.value != "" {
-			e.value = Dir + "/" + e.value
-		}
-		return absolute(&c.KeyringPath, e.value)
+		return inDir(&c.KeyringPath, e.value)
 	case "check-purpose":
 		return choice(&c.CheckPurpose, e.value, "codesign", "smimesign", "any")
 	case "check-crl":

@@ -41,7 +41,7 @@ func TestFiles(t *testing.T) {
 func defaults(raw string) *Config {
 	return &Config{
 		Compatible: "board", Bootloader: "raw", BootAttempts: 3, BundleFormats: []string{"verity"},
-		RequireSignedVerity: true, Init: "/sbin/init", KeyringPath: "/etc/lifeboat/keyring.pem", CheckPurpose: "codesign", Role: "release",
+		RequireSignedVerity: true, Init: "/sbin/init", KeyringPath: "/etc/lifeboat/keyring.pem", IntegrityKey: "/etc/lifeboat/integrity.key", CheckPurpose: "codesign", Role: "release",
 		Slots: []Slot{
 			{Name: "rootfs.0", Class: "rootfs", Index: 0, Device: "PARTLABEL=rootfs.0", Type: "raw", Bootname: "A"},
 			{Name: "rootfs.1", Class: "rootfs", Index: 1, Device: "/dev/disk/by-partlabel/rootfs.1", Type: "raw", Bootname: "B"},
@@ -104,6 +104,12 @@ func TestParse(t *testing.T) {
 			c.Slots = append(c.Slots, Slot{Name: "spl.0", Class: "spl", Device: "/dev/mmcblk0", Type: "boot-raw-fallback", Region: &Region{Start: 32 << 10, Size: 64 << 10}},
 				Slot{Name: "tpl.0", Class: "tpl", Device: "/dev/mmcblk0", Type: "boot-emmc", Region: &Region{Limit: 1 << 30}})
 		}},
+		{"slots of trees", treeSlots("integrity=hmac-sha256\nallow-devices=true\nlabel=system\n", "integrity=hmac-sha256\nallow-devices=true\n") + "[integrity]\nkey=k\n", func(c *Config) {
+			for i := range c.Slots {
+				c.Slots[i].Type, c.Slots[i].Tree = "ext4", &Tree{Integrity: "hmac-sha256", Devices: true, Setuid: true}
+			}
+			c.Slots[0].Tree.Label, c.IntegrityKey = "system", "/etc/lifeboat/k"
+		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			got, err := Parse([]byte(test.raw))
@@ -117,6 +123,12 @@ func TestParse(t *testing.T) {
 			}
 		})
 	}
+}
+
+// treeSlots are slots of type ext4, with more in each.
+func treeSlots(a, b string) string {
+	s := strings.Replace(minimal, "bootname=A\n", "bootname=A\ntype=ext4\n"+a, 1)
+	return strings.Replace(s, "bootname=B\n", "bootname=B\ntype=ext4\n"+b, 1)
 }
 
 // loader is a slot of the boot loader.
@@ -231,6 +243,13 @@ func TestParseRefuses(t *testing.T) {
 		{"regions that meet", loader("/dev/x", "boot-raw-fallback", "region-start=1M\nregion-size=1M\n[slot.spl.0]\ndevice=/dev/x\ntype=boot-raw-fallback\nregion-start=2044K\nregion-size=1M\n"), "it lies where another one does"},
 		{"two switches in one table", loader("/dev/x", "boot-mbr-switch", "region-start=1M\nregion-size=1M\n[slot.spl.0]\ndevice=/dev/x\ntype=boot-mbr-switch\nregion-start=8M\nregion-size=1M\n"), "it lies where another one does"},
 		{"four boot loaders", loader("/dev/a", "boot-emmc", "[slot.b.0]\ndevice=/dev/b\ntype=boot-emmc\n[slot.c.0]\ndevice=/dev/c\ntype=boot-emmc\n[slot.d.0]\ndevice=/dev/d\ntype=boot-emmc\n"), "4 slots of the boot loader, at most 3"},
+		{"trees in one slot only", treeSlots("integrity=none\n", ""), "[slot.rootfs.1] and [slot.rootfs.0] differ in integrity="},
+		{"trees of two kinds", treeSlots("integrity=none\n", "integrity=crc32c\n"), "differ in integrity="},
+		{"a label without a tree", treeSlots("label=x\n", "label=x\n"), "has no integrity="},
+		{"a long label", treeSlots("label=seventeen-letters\n", ""), "label"},
+		{"integrity of nobody", treeSlots("integrity=md5\n", ""), "is none of: none, crc32c, sha256, hmac-sha256"},
+		{"trees in raw slots", strings.ReplaceAll(treeSlots("integrity=none\n", "integrity=none\n"), "type=ext4", "type=raw"), "that is for slots of type=ext4"},
+		{"integrity without a key", "[integrity]\nkey=\n", "[integrity] key"},
 		{"control character", system("compatible=a\x1bb"), "line 2: control character 0x1b"},
 		{"nul", system("compatible=a\x00b"), "line 2: control character"},
 		{"byte order mark", "\xef\xbb\xbf[system]\n", "line 1: starts with a byte order mark"},

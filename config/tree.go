@@ -10,6 +10,19 @@ func (c *Config) Trees() bool {
 	return slices.ContainsFunc(c.Slots, func(s Slot) bool { return s.Tree != nil })
 }
 
+// Integrities are the kinds of dm-integrity that writable devices have, without "none".
+func (c *Config) Integrities() (all []string) {
+	for _, s := range c.Slots {
+		if s.Tree != nil && s.Tree.Integrity != "none" && !slices.Contains(all, s.Tree.Integrity) {
+			all = append(all, s.Tree.Integrity)
+		}
+	}
+	return all
+}
+
+// Keyed is the kind that needs [Config.IntegrityKey].
+const Keyed = "hmac-sha256"
+
 func (s *Slot) treeKey(e entry) error {
 	if s.Tree == nil {
 		s.Tree = &Tree{Setuid: true}

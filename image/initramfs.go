@@ -56,6 +56,8 @@ type InitramfsOptions struct {
 	Features []string  // groups of modules, nil for DefaultFeatures
 	Modules  []string  // more modules, each with its options after a space; they must be there
 	Build    time.Time // lowest time that the device believes in
+
+	IntegrityKey string // path of the key for integrity=hmac-sha256, which must be there where something has that
 }
 
 // InitramfsReport says what was made.
@@ -97,6 +99,17 @@ func Initramfs(ctx context.Context, o InitramfsOptions, out string) (*InitramfsR
 		}
 		nodes = append(nodes, textNode(templateName, string(template)))
 	}
+	integrities := c.Integrities()
+	if slices.Contains(integrities, config.Keyed) {
+		key, err := os.ReadFile(o.IntegrityKey)
+		if err != nil {
+			return nil, fmt.Errorf("the key for integrity=%s: %w", config.Keyed, err)
+		}
+		if len(key) < 16 || len(key) > 64 {
+			return nil, fmt.Errorf("the key in %s has %d bytes, want 16 to 64", o.IntegrityKey, len(key))
+		}
+		nodes = append(nodes, node{name: strings.TrimPrefix(c.IntegrityKey, "/"), mode: unix.S_IFREG | 0o600, content: key})
+	}
 	if o.Kernel != "" {
 		k, err := openKernel(ctx, o.Kernel)
 		if err != nil {
@@ -104,11 +117,15 @@ func Initramfs(ctx context.Context, o InitramfsOptions, out string) (*InitramfsR
 		}
 		defer k.root.Close()
 		features := o.Features
+		if features == nil {
+			features = DefaultFeatures()
+		}
+		features = slices.Clone(features)
 		if c.Bootloader == "efi" || c.Bootloader == "sdboot" {
-			if features == nil {
-				features = DefaultFeatures()
-			}
-			features = append(slices.Clone(features), efiFeature)
+			features = append(features, efiFeature)
+		}
+		if len(integrities) > 0 {
+			features = append(features, integrityFeature)
 		}
 		modules, count, err := moduleNodes(k, features, o.Modules, c.Watchdog)
 		if err != nil {

@@ -341,7 +341,7 @@ func TestInitramfsRefuses(t *testing.T) {
 }
 
 func TestFeatures(t *testing.T) {
-	const all = "virtio scsi nvme ahci mmc verity squashfs erofs ext4 overlay watchdog efivars usb usb2"
+	const all = "virtio scsi nvme ahci mmc verity integrity squashfs erofs ext4 overlay watchdog efivars usb usb2"
 	for choice, want := range map[string]string{
 		"":               "virtio verity squashfs erofs ext4 watchdog usb",
 		"+ahci,-ext4":    "virtio ahci verity squashfs erofs watchdog usb",

@@ -39,6 +39,7 @@ var features = []feature{
 	{"ahci", false, []string{"sd_mod", "ahci", "ahci_platform", "ata_piix"}},
 	{"mmc", false, []string{"mmc_block", "sdhci_pci", "sdhci_acpi", "sdhci_iproc", "sdhci_of_arasan", "dw_mmc_rockchip", "meson_gx_mmc", "sunxi_mmc"}},
 	{"verity", true, []string{"dm_verity"}},
+	{integrityFeature, false, []string{"crc32c", "sha256", "hmac", "dm_integrity"}},
 	{"squashfs", true, []string{"squashfs"}},
 	{"erofs", true, []string{"erofs"}},
 	{"ext4", true, []string{"ext4"}},
@@ -54,6 +55,8 @@ var features = []feature{
 const (
 	usbFeature = "usb"     // usb and all that follow are loaded late
 	efiFeature = "efivars" // comes by itself with a boot loader that keeps something there
+
+	integrityFeature = "integrity" // comes by itself with integrity= in the configuration
 )
 
 // watchdogModules are the drivers of watchdogs that early boot arms, where [watchdog] asks for it: before all others, so that

@@ -232,7 +232,7 @@ func (d *Device) update(doors *doors, b *Boot) (*update.Device, error) {
 		return nil, err
 	}
 	u := &update.Device{
-		Store: &toldStore{store, doors.told.Committed}, Policy: d.policy, Trust: d.trust, Class: d.Config.BootSlots()[0].Class,
+		Store: &toldStore{store, doors.told.Committed}, Policy: d.policy, Trust: d.trust, Class: d.Config.BootSlots()[0].Class, Tree: d.Config.BootSlots()[0].Tree,
 		Crew: doors, Slots: doors,
 		Name:     func(slot string) string { return status.SlotName(slot, d.policy.Bootname(slot)) },
 		Bootname: d.policy.Bootname,
@@ -524,8 +524,14 @@ func (r *doors) Run(ctx context.Context, role string, input []byte, src update.S
 		m.Copy, m.CopySize = r.slot(slot), r.slot(slot).Size()
 	case update.RoleRepair:
 		m.Slot, m.SlotReader, m.SlotSize = r.slot(slot), r.slot(src.Slot), r.slot(src.Slot).Size()
-	case update.RoleSeal, update.RoleAttest, update.RoleCompare:
+	case update.RoleSeal, update.RoleAttest, update.RoleCompare, update.RoleFiles:
 		m.SlotReader, m.SlotSize = r.slot(slot), r.slot(slot).Size()
+	}
+	if role == update.RoleTree || role == update.RoleFiles {
+		return r.inFolder(role, slot, func(folder string) error {
+			m.Folder = folder
+			return update.WorkRunning(ctx, role, input, m, frame)
+		})
 	}
 	return update.WorkRunning(ctx, role, input, m, frame)
 }

@@ -1,6 +1,7 @@
 package powercut
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
@@ -22,6 +23,8 @@ import (
 	"lifeboat/image"
 	"lifeboat/qemu/scene"
 	"lifeboat/slots"
+	"lifeboat/tree"
+	"lifeboat/verify"
 	"lifeboat/verify/keys"
 )
 
@@ -36,6 +39,7 @@ type kit struct {
 	bundles map[boot.Hash][32]byte
 	now     time.Time
 
+	trees    bool // bundles bring archives
 	noLoader bool // bundles bring none
 	unsigned bool // bundles are rauc's, whose manifests have no root hashes
 	signer   keys.Pair
@@ -78,8 +82,11 @@ func (k *kit) bundle(version string, epoch int, how Behaviour) string {
 		rng.Read(content)
 		return content
 	}
-	content := image(version)
-	manifest := fmt.Sprintf("[update]\ncompatible=%s\nversion=%s\n\n[bundle]\nformat=verity\n\n[image.rootfs]\nfilename=rootfs.img\n", scene.Compatible, version)
+	content, file := image(version), "rootfs.img"
+	if k.trees {
+		content, file = k.archive(version), "rootfs.tar"
+	}
+	manifest := fmt.Sprintf("[update]\ncompatible=%s\nversion=%s\n\n[bundle]\nformat=verity\n\n[image.rootfs]\nfilename=%s\n", scene.Compatible, version, file)
 	with := map[string]Content{}
 	k.must(os.Mkdir(in, 0o755))
 	for _, s := range k.cfg.Group("rootfs.0") {
@@ -101,7 +108,7 @@ func (k *kit) bundle(version string, epoch int, how Behaviour) string {
 	if epoch > 0 {
 		manifest += fmt.Sprintf("\n[meta.lifeboat]\nsecurity-epoch=%d\n%s", epoch, k.extra)
 	}
-	k.must(os.WriteFile(filepath.Join(in, "rootfs.img"), content, 0o644))
+	k.must(os.WriteFile(filepath.Join(in, file), content, 0o644))
 	k.must(os.WriteFile(filepath.Join(in, "manifest.raucm"), []byte(manifest), 0o644))
 	out := filepath.Join(k.dir, version+".raucb")
 	if k.unsigned {
@@ -119,8 +126,31 @@ func (k *kit) bundle(version string, epoch int, how Behaviour) string {
 	whole, err := os.ReadFile(out)
 	k.must(err)
 	k.bundles[b.Manifest.Hash()] = sha256.Sum256(whole)
-	k.systems[b.Manifest.Hash()] = System{Version: version, Epoch: uint32(epoch), Behaviour: how, Size: imageSize, Content: sha256.Sum256(content), With: with, Loaders: loaders}
+	sys := System{Version: version, Epoch: uint32(epoch), Behaviour: how, Size: imageSize, Content: sha256.Sum256(content), With: with, Loaders: loaders}
+	if k.trees {
+		b, err := bundle.Open(context.Background(), f, info.Size(), bundle.Options{Rules: verify.Rules{Keyring: k.keys.ReleaseKeyring(), Purpose: k.cfg.CheckPurpose, Now: k.now}, Formats: k.cfg.BundleFormats, Compatible: scene.Compatible})
+		k.must(err)
+		c, err := treeContent(b, 0)
+		k.must(err)
+		sys.Size, sys.Content = c.Size, c.Sum
+	}
+	k.systems[b.Manifest.Hash()] = sys
 	return out
+}
+
+// archive is a system of a few files, with a version of its own.
+func (k *kit) archive(version string) []byte {
+	k.t.Helper()
+	top := filepath.Join(k.dir, "top-"+version)
+	k.must(os.MkdirAll(filepath.Join(top, "sbin"), 0o755))
+	k.must(os.WriteFile(filepath.Join(top, "version"), []byte(version), 0o644))
+	content := make([]byte, imageSize/2)
+	_, _ = rand.NewChaCha8(sha256.Sum256([]byte(version))).Read(content)
+	k.must(os.WriteFile(filepath.Join(top, "sbin/init"), content, 0o755))
+	k.must(os.Symlink("sbin/init", filepath.Join(top, "init")))
+	var b bytes.Buffer
+	k.must(tree.Write(&b, top, time.Time{}))
+	return b.Bytes()
 }
 
 // rauc makes a bundle as stock rauc does.

@@ -141,17 +141,14 @@ func (d *Device) LearnBundle(file string, how Behaviour) (version string, err er
 		if err != nil {
 			return "", fmt.Errorf("%s: %w", file, err)
 		}
-		src, err := b.Image(i)
+		content := imageContent
+		if b.Manifest.Images[i].Archive() {
+			content = treeContent
+		}
+		c, err := content(b, i)
 		if err != nil {
 			return "", fmt.Errorf("%s: %w", file, err)
 		}
-		c := Content{Size: b.Manifest.Images[i].Blocks() * verity.BlockSize}
-		h := sha256.New()
-		if _, err := src.WriteToContext(ctx, h); err != nil {
-			return "", fmt.Errorf("%s: %w", file, err)
-		}
-		h.Write(make([]byte, c.Size-src.Size()))
-		c.Sum = [32]byte(h.Sum(nil))
 		if n > 0 {
 			sys.With[of.Class] = c
 		} else {
@@ -160,4 +157,20 @@ func (d *Device) LearnBundle(file string, how Behaviour) (version string, err er
 	}
 	d.Systems[boot.Hash(b.Manifest.Hash())] = sys
 	return sys.Version, nil
+}
+
+// imageContent is what a slot holds that an image of a bundle was installed in.
+func imageContent(b *bundle.Bundle, image int) (c Content, err error) {
+	src, err := b.Image(image)
+	if err != nil {
+		return c, err
+	}
+	c.Size = b.Manifest.Images[image].Blocks() * verity.BlockSize
+	h := sha256.New()
+	if _, err := src.WriteTo(h); err != nil {
+		return c, err
+	}
+	h.Write(make([]byte, c.Size-src.Size()))
+	c.Sum = [32]byte(h.Sum(nil))
+	return c, nil
 }

@@ -228,6 +228,7 @@ func scenarios(t *testing.T) (all []scenario) {
 	}
 	trustScenarios(t, add)
 	groupScenarios(t, add)
+	treeScenarios(t, add)
 	repairScenarios(t, add)
 	all = append(all, runningScenarios(t)...)
 	all = append(all, loaderScenarios(t)...)

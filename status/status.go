@@ -12,6 +12,9 @@ const Dir = "/run/lifeboat"
 // Template is the file with the empty file system of slots that take archives, in the initramfs and in Dir.
 const Template = "ext4.template"
 
+// Key is the file in Dir with the key for integrity=hmac-sha256, which root alone can read.
+const Key = "integrity.key"
+
 // ReportFile in the root folder of a stick takes what a device has to say, if it is there.
 const ReportFile = "lifeboat-report.txt"
 

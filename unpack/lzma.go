@@ -98,6 +98,14 @@ func (z *lzma2) size(head []byte) int {
 	return 0
 }
 
+// unpacked returns how many bytes the chunk src, which is whole, makes.
+func (z *lzma2) unpacked(src []byte) int {
+	if src[0] < 0x80 {
+		return max(len(src)-3, 0)
+	}
+	return int(src[0]&0x1f)<<16 + int(binary.BigEndian.Uint16(src[1:])) + 1
+}
+
 // next unpacks the chunk at the start of src to dst[d:]. It returns the bytes
 // of src and of dst that it took; none of dst is the end.
 //
@@ -106,7 +114,6 @@ func (z *lzma2) size(head []byte) int {
 // unpacked size - 1, 16 of packed size - 1, and bits 5 and 6 saying what is
 // reset: nothing, state, state with a new property byte, dictionary too.
 func (z *lzma2) next(dst []byte, d int, src []byte) (used, n int, err error) {
-	be := binary.BigEndian
 	if len(src) == 0 {
 		return 0, 0, errLZMA
 	}
@@ -130,7 +137,7 @@ func (z *lzma2) next(dst []byte, d int, src []byte) (used, n int, err error) {
 		}
 		return used, copy(dst[d:], src[3:used]), nil
 	}
-	if n = int(control&0x1f)<<16 + int(be.Uint16(src[1:])) + 1; n > len(dst)-d {
+	if n = z.unpacked(src); n > len(dst)-d {
 		return 0, 0, ErrTooLong
 	}
 	head := 5

@@ -212,13 +212,14 @@ func (x *xzReader) fill() error {
 		return whole(err)
 	}
 	x.packed += int64(n)
-	if len(x.buf)-x.end < maxChunk && x.end > x.dict {
-		x.slide()
-	}
-	if len(x.buf)-x.end < maxChunk {
-		buf := make([]byte, min(2*x.end, x.dict+maxChunk)+maxChunk+16)
+	// All at once: what is not used yet costs nothing, and a smaller one that is left behind would.
+	if room := x.dict + 16 + maxChunk; len(x.buf) < room {
+		buf := make([]byte, room)
 		copy(buf, x.buf[:x.end])
 		x.buf = buf
+	}
+	if len(x.buf)-x.end < x.z.unpacked(x.chunk) {
+		x.slide()
 	}
 	_, got, err := x.z.next(x.buf, x.end, x.chunk)
 	if err != nil {

@@ -184,7 +184,7 @@ func (s *session) trees(path func(slot string) string) *crew.Trees {
 	if !s.cfg.Trees() {
 		return nil
 	}
-	return &crew.Trees{Config: s.cfg, Path: path, Template: filepath.Join(s.dir, status.Template)}
+	return &crew.Trees{Config: s.cfg, Path: path, Template: filepath.Join(s.dir, status.Template), Key: filepath.Join(s.dir, status.Key)}
 }
 
 // fileSlots takes the slots that are files out of the partition in which they lie: in found they have their own size then,

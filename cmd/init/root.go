@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -281,13 +282,19 @@ func (d *device) leave(s update.Started) error {
 	}
 	left := map[string][]byte{"boot.json": r.JSON(), "system.conf": d.cfg.Raw, "keyring.pem": d.keyring, "trust": d.trust.Stored}
 	if !config.Slim && d.cfg.Trees() {
-		left[status.Template], _ = os.ReadFile(filepath.Join(config.Dir, status.Template)) // `bootcount install` says that it is missing
+		// `bootcount install` says what is missing.
+		left[status.Template], _ = os.ReadFile(filepath.Join(config.Dir, status.Template))
+		left[status.Key], _ = os.ReadFile(d.cfg.IntegrityKey)
 	}
 	for name, content := range left {
 		if len(content) == 0 {
 			continue
 		}
-		if err := os.WriteFile(filepath.Join(status.Dir, name), content, 0o644); err != nil {
+		mode := fs.FileMode(0o644)
+		if name == status.Key {
+			mode = 0o600
+		}
+		if err := os.WriteFile(filepath.Join(status.Dir, name), content, mode); err != nil {
 			return err
 		}
 	}

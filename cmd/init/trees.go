@@ -18,7 +18,7 @@ func (d *device) treeSlots() *crew.Trees {
 	if config.Slim || !d.cfg.Trees() {
 		return nil
 	}
-	return &crew.Trees{Config: d.cfg, Path: d.slotPath, Template: filepath.Join(config.Dir, status.Template)}
+	return &crew.Trees{Config: d.cfg, Path: d.slotPath, Template: filepath.Join(config.Dir, status.Template), Key: d.cfg.IntegrityKey}
 }
 
 // openTree mounts the file system of a slot that was made of an archive; its system may write to it.
@@ -50,7 +50,7 @@ func authenticity(f slots.Facts) string {
 		return boot.Authenticity(!f.Signed)
 	case "none":
 		return boot.Authenticity(true)
-	case "hmac-sha256":
+	case config.Keyed:
 		return "keyed integrity"
 	}
 	return "corruption only"

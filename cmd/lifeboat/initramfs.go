@@ -35,7 +35,7 @@ The time of the build is the earliest that the device believes in: SOURCE_DATE_E
 beginning of validity in the keyring.
 
 --features chooses groups of modules: names, changes like "+nvme,-erofs", or "all". There are
-  virtio scsi nvme ahci mmc verity squashfs erofs ext4 overlay watchdog efivars usb usb2
+  virtio scsi nvme ahci mmc verity integrity squashfs erofs ext4 overlay watchdog efivars usb usb2
 and by default it has virtio verity squashfs erofs ext4 watchdog usb.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -83,7 +83,8 @@ and by default it has virtio verity squashfs erofs ext4 watchdog usb.`,
 	f.StringVar(&o.Kernel, "kernel", "", "root of an unpacked kernel package")
 	f.StringVar(&out, "out", "", "the initramfs")
 	f.StringVar(&spec, "spec", "", "list of files in the form of gen_init_cpio (default: the built-in initramfs.cpio.spec)")
-	f.StringVar(&o.Init, "init", "", `the static program that becomes /init (default: beside this program "init", "init-raw" for bootloader=raw, "init-full" where the boot loader is updated)`)
+	f.StringVar(&o.Init, "init", "", `the static program that becomes /init (default: beside this program "init", "init-raw" for bootloader=raw, "init-full" where the boot loader is updated or slots take archives)`)
+	f.StringVar(&o.IntegrityKey, "integrity-key", "", "key for integrity=hmac-sha256: 16 to 64 random bytes; who has it can change what it protects")
 	f.StringVar(&features, "features", "", "groups of kernel modules")
 	f.StringArrayVar(&o.Modules, "module", nil, `one more kernel module, with its options after a space (may be repeated)`)
 	require(cmd, "config", "keyring", "kernel", "out")

@@ -4,6 +4,7 @@ package scene
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -75,6 +76,11 @@ func New(dir string, o Options) (*Scene, error) {
 	if o.Keys != "" {
 		s.Keys = o.Keys
 	}
+	key := make([]byte, 32)
+	_, _ = rand.Read(key)
+	if err := os.WriteFile(s.Path("integrity.key"), key, 0o600); err != nil {
+		return nil, err
+	}
 	s.Ring = s.Key("release.keyring.pem")
 	if o.Keyring != "" {
 		s.Ring = o.Keyring
@@ -112,7 +118,7 @@ func (s *Scene) MakeInitrd(out string, more ...string) error {
 	}
 	_, err = image.Initramfs(context.Background(), image.InitramfsOptions{
 		Config: s.Conf, Keyring: s.Ring, Init: filepath.Join(s.Bin, init), Kernel: s.Kernel.Root,
-		Modules: s.Modules, Build: keyring.NewestNotBefore(), Spec: strings.Join(append([]string{image.DefaultSpec}, more...), "\n"),
+		IntegrityKey: s.Path("integrity.key"), Modules: s.Modules, Build: keyring.NewestNotBefore(), Spec: strings.Join(append([]string{image.DefaultSpec}, more...), "\n"),
 	}, out)
 	return err
 }

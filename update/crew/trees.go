@@ -25,6 +25,7 @@ type Trees struct {
 	Config   *config.Config
 	Path     func(slot string) string // of a slot's block device
 	Template string                   // file with the empty file system, as tree.Template makes it
+	Key      string                   // file with the key for integrity=hmac-sha256
 }
 
 // treeName is the device-mapper name of a tree that is written or read whole, one at a time, treeDir where it is mounted.
@@ -38,7 +39,35 @@ const belowTree = "-slot"
 
 // Open makes a device of the file system in a slot. Close(name) takes it away.
 func (t *Trees) Open(name, slot string, ro bool) (path string, err error) {
-	return t.below(name, slot, ro)
+	return t.open(name, slot, ro, false)
+}
+
+// open is Open; with format the device is made empty.
+func (t *Trees) open(name, slot string, ro, format bool) (path string, err error) {
+	in, err := t.integrity(slot)
+	if err != nil {
+		return "", err
+	}
+	if in.Hash == "none" {
+		return t.below(name, slot, ro)
+	}
+	lower, err := t.below(name, slot, false) // its journal may have to be written
+	if err == nil && format {
+		err = dm.FormatIntegrity(name, lower, in)
+	}
+	if err != nil {
+		return "", err
+	}
+	return dm.OpenIntegrity(name, lower, in, ro)
+}
+
+func (t *Trees) integrity(slot string) (in dm.Integrity, err error) {
+	s, _ := t.Config.SlotByName(slot)
+	in.Hash = s.Tree.Integrity
+	if in.Hash == config.Keyed {
+		in.Key, err = os.ReadFile(t.Key)
+	}
+	return in, err
 }
 
 // below makes a device of a slot without its seal.
@@ -62,7 +91,11 @@ func (t *Trees) below(name, slot string, ro bool) (string, error) {
 
 // Close takes away what Open made, where it is there.
 func (t *Trees) Close(name string) error {
-	err := dm.Remove(name + belowTree)
+	return errors.Join(remove(name), remove(name+belowTree))
+}
+
+func remove(name string) error {
+	err := dm.Remove(name)
 	if errors.Is(err, unix.ENXIO) {
 		return nil
 	}
@@ -76,7 +109,7 @@ func (t *Trees) make(slot string) (folder *os.File, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("the empty file system for slots: %w", err)
 	}
-	path, err := t.Open(treeName, slot, false)
+	path, err := t.open(treeName, slot, false, true)
 	if err != nil {
 		return nil, err
 	}

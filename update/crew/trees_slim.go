@@ -10,9 +10,9 @@ import (
 
 // Trees is nil in programs without trees.
 type Trees struct {
-	Config   *config.Config
-	Path     func(slot string) string
-	Template string
+	Config        *config.Config
+	Path          func(slot string) string
+	Template, Key string
 }
 
 func (*Trees) Open(name, slot string, ro bool) (string, error)                { return "", nil }

@@ -256,6 +256,7 @@ func execute(name string, args []string) (out []byte, err error) {
 		}
 	case name == "write" && len(args) == 2:
 		err = os.WriteFile(args[0], []byte(args[1]), 0o644)
+		unix.Sync()
 	case name == "begin" && len(args) > 1: // FILE COMMAND ARGS...: in the background, what it writes goes to the file
 		return begin(args[0], args[1], args[2:])
 	case name == "signal" && len(args) == 2: // NUMBER PID
