@@ -1,6 +1,8 @@
 package powercut
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -8,6 +10,7 @@ import (
 
 	"lifeboat/boot"
 	"lifeboat/boot/barebox"
+	"lifeboat/boot/efi"
 	"lifeboat/boot/grub"
 	"lifeboat/boot/loader"
 	"lifeboat/boot/raw"
@@ -153,8 +156,8 @@ func starting(at places, size int64, whole func([]byte) bool, run func(copies []
 const ubootSize = 4096
 
 // Loaders are the boot loaders whose variables lie on the disk, by the name that bootloader= has for them: two copies at 0
-// and 64 KiB of their area; barebox's three 4 KiB apart; systemd-boot's a FAT file system of 128 KiB. The firmware's own
-// variables (efi) lie nowhere that could be cut: each is whole or not changed, as the firmware promises.
+// and 64 KiB of their area; barebox's three 4 KiB apart; systemd-boot's a FAT file system of 128 KiB; the firmware's own
+// variables (efi) a sector each, as the firmware promises that each is whole or not changed.
 var Loaders = map[string]*Loader{
 	"grub":  grubLoader(apart),
 	"uboot": ubootLoader(apart, ubootSize),
@@ -164,6 +167,23 @@ var Loaders = map[string]*Loader{
 			return sdboot.New(sdboot.Unmounted{FS: fs}, nil, names), err
 		},
 		Start: startSdboot, Make: makeESP, Atomic: true,
+	},
+	"efi": {
+		Open: func(area disk.Device, names []string) (boot.Loader, error) {
+			var all []efi.Slot
+			for _, n := range names {
+				all = append(all, efi.Slot{Name: n, File: `\vmlinuz`})
+			}
+			return efi.New(firmware{area}, all, func(string) (efi.Partition, error) { return efi.Partition{Number: 1}, nil }), nil
+		},
+		Start: func(area disk.Device, names []string) (string, error) {
+			started, err := efi.Run(firmware{area}, func(name string) bool { return slices.Contains(names, name) })
+			if started == "" {
+				started = names[0] // from the removable path
+			}
+			return started, err
+		},
+		Atomic: true,
 	},
 	"barebox": {
 		Open: func(area disk.Device, names []string) (boot.Loader, error) {
@@ -245,6 +265,54 @@ func startSdboot(area disk.Device, names []string) (string, error) {
 		}
 	}
 	return started, nil
+}
+
+// firmware keeps variables in a disk, as [efi.Vars]: each in a sector, its name, 0, the length of the value (2), the value.
+type firmware struct{ disk.Device }
+
+// find returns the sector of a variable, or else of none, and its value.
+func (f firmware) find(name string) (at int64, value []byte, err error) {
+	free := int64(-1)
+	for at := int64(0); at < 64<<10; at += 512 {
+		b := make([]byte, 512)
+		if _, err := f.ReadAt(b, at); err != nil {
+			return 0, nil, err
+		}
+		n, rest, _ := bytes.Cut(b, []byte{0})
+		switch {
+		case string(n) == name:
+			return at, rest[2:][:binary.LittleEndian.Uint16(rest)], nil
+		case len(n) == 0 && free < 0:
+			free = at
+		}
+	}
+	return free, nil, fs.ErrNotExist
+}
+
+func (f firmware) write(at int64, b []byte) error {
+	_, err := f.WriteAt(append(b, make([]byte, 512-len(b))...), at)
+	return errors.Join(err, f.Flush())
+}
+
+func (f firmware) Get(name string) ([]byte, error) {
+	_, b, err := f.find(name)
+	return b, err
+}
+
+func (f firmware) Set(name string, b []byte) error {
+	at, _, err := f.find(name)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return f.write(at, slices.Concat([]byte(name), []byte{0, byte(len(b)), byte(len(b) >> 8)}, b))
+}
+
+func (f firmware) Delete(name string) error {
+	at, _, err := f.find(name)
+	if err != nil {
+		return err
+	}
+	return f.write(at, nil)
 }
 
 const espSize = 128 << 10

@@ -94,8 +94,12 @@ func TestLoaderIsTold(t *testing.T) {
 				t.Errorf("an update to %s tells the loader %d times", b.Started.Facts.Version, told)
 			}
 			told = 0
+			needs := 0
+			if d.policy.Most == 0 {
+				needs = 1 // each try of a trial stands in BootNext anew
+			}
 			w.Boot(status.None)
-			if k.must(w.Err()); told > 0 {
+			if k.must(w.Err()); told > needs {
 				t.Errorf("a boot without news tells the loader %d times", told)
 			}
 		})

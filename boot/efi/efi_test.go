@@ -160,6 +160,10 @@ func TestCut(t *testing.T) {
 					t.Fatalf("%v, then %v, cut at %d: %v", from, to, left, got)
 				}
 				m.left = -1
+				may := []string{first(from), first(old), first(to), first(without)}
+				if s := starts(t, m); !slices.Contains(may, s) && (s != "" || len(from.Order) > 0 && len(to.Order) > 0) {
+					t.Fatalf("%v, then %v, cut at %d: the firmware starts %q", from, to, left, s)
+				}
 				if err := open(m).Write(to); err != nil {
 					t.Fatal(err)
 				}
@@ -172,6 +176,48 @@ func TestCut(t *testing.T) {
 				if !errors.Is(err, errCut) {
 					t.Fatal(err)
 				}
+			}
+		}
+	}
+}
+
+// starts is what the firmware would start, of slots that all load.
+func starts(t *testing.T, m *memory) string {
+	t.Helper()
+	s, err := Run(m.clone(), func(name string) bool { return slices.ContainsFunc(slots, func(s Slot) bool { return s.Name == name }) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func first(v boot.Vars) string {
+	if v.Next != "" || len(v.Order) == 0 {
+		return v.Next
+	}
+	return v.Order[0].Name
+}
+
+// The firmware starts what was written: BootNext once, then the first of BootOrder that loads.
+func TestRun(t *testing.T) {
+	for _, v := range all() {
+		m := factory()
+		if err := open(m).Write(v); err != nil {
+			t.Fatal(err)
+		}
+		then := v
+		then.Next = ""
+		for n, want := range []string{first(v), first(then)} {
+			if got, err := Run(m, func(name string) bool { return name != "UEFI Misc Device" }); err != nil || got != want && (want != "" || got != "UiApp" && got != "EFI Internal Shell") {
+				t.Errorf("%v, start %d: %q, %v, want %q", v, n, got, err, want)
+			}
+		}
+		if got, err := open(m).Read(); !cmp.Equal(got, then) || err != nil && len(then.Order) > 0 {
+			t.Errorf("%v leaves %v, %v", v, got, err)
+		}
+		if len(v.Order) > 1 {
+			if got, err := Run(m, func(name string) bool { return name == v.Order[1].Name }); err != nil || got != v.Order[1].Name {
+				t.Errorf("%v, and the first is dead: %q, %v", v, got, err)
 			}
 		}
 	}

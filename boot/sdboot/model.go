@@ -20,19 +20,9 @@ func Run(files, bootnames []string) (started string, after []string) {
 		return "", files
 	}
 	after = append(after, files...)
-	if first.tries > 0 {
-		plus, done := 0, 0
-		for i := range len(first.file) {
-			if first.file[i] == '+' {
-				plus = i
-			}
-		}
-		for i := plus; i < len(first.file); i++ {
-			if first.file[i] == '-' {
-				done = max(0, digits(first.file[i+1:len(first.file)-len(".conf")]))
-			}
-		}
-		to := first.file[:plus] + "+" + strconv.Itoa(first.tries-1) + "-" + strconv.Itoa(done+1) + ".conf"
+	if first.tries >= 0 { // where none is left too, it says that it has started it once more
+		plus := strings.LastIndexByte(first.file, '+')
+		to := first.file[:plus] + "+" + strconv.Itoa(max(0, first.tries-1)) + "-" + strconv.Itoa(first.done+1) + ".conf"
 		for _, file := range files {
 			if strings.EqualFold(file, to) {
 				return first.slot, files // the firmware does not rename: it is started, and not counted

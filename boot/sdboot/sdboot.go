@@ -82,13 +82,14 @@ func (l *Loader) parse(file string) *entry {
 	return nil
 }
 
-// digits reads up to three of them, -1: s is something else.
+// digits reads a number, one above 99999 as that; -1: s is something else. systemd-boot counts up without end what it starts
+// without tries.
 func digits(s string) (n int) {
 	for i := range len(s) {
-		if s[i] < '0' || s[i] > '9' || i == 3 {
+		if s[i] < '0' || s[i] > '9' {
 			return -1
 		}
-		n = 10*n + int(s[i]-'0')
+		n = min(10*n+int(s[i]-'0'), 99999)
 	}
 	if s == "" {
 		return -1
