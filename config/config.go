@@ -47,6 +47,7 @@ type Config struct {
 	Slots         []Slot // by class and index
 	StateDevice   string
 	StagingDevice string // "" if there is none
+	SkipOver      int64  // images of more bytes are compared with what the slot holds, and what is there already is not written
 
 	Fallback          string // "available" or "secure"
 	ConfirmedAttempts int    // boots of a confirmed slot without "good" before it counts as failed, 1..255
@@ -132,6 +133,7 @@ func Parse(raw []byte) (*Config, error) {
 		TrialDeadline:       10 * time.Minute,
 		USB:                 USB{Settle: 5 * time.Second, Policy: "newer", Replug: 30 * time.Second},
 		Rescue:              Rescue{Retry: 120 * time.Second},
+		SkipOver:            skipAuto,
 		Raw:                 slices.Clone(raw),
 	}
 	lines := map[string]int{} // of slots, for errors about several of them
@@ -200,6 +202,8 @@ func (c *Config) setter(name string) func(entry) error {
 		return one("device", func(v string) error { return device(&c.StateDevice, v) })
 	case "staging":
 		return one("device", func(v string) error { return device(&c.StagingDevice, v) })
+	case "install":
+		return one("skip-unchanged", c.skipUnchanged)
 	case "bootloader":
 		return c.loader
 	case "usb":
@@ -222,6 +226,23 @@ func one(key string, set func(string) error) func(entry) error {
 		}
 		return set(e.value)
 	}
+}
+
+// skipAuto is where reading what is there costs less than writing what need not be.
+const skipAuto = 64 << 20
+
+func (c *Config) skipUnchanged(v string) error {
+	var word string
+	err := choice(&word, v, "auto", "yes", "no")
+	switch word {
+	case "yes":
+		c.SkipOver = -1
+	case "no":
+		c.SkipOver = math.MaxInt64
+	case "auto":
+		c.SkipOver = skipAuto
+	}
+	return err
 }
 
 func (c *Config) system(e entry) error {

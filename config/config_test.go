@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"math"
 	"os"
 	"strings"
 	"testing"
@@ -47,7 +48,7 @@ func defaults(raw string) *Config {
 			{Name: "rootfs.1", Class: "rootfs", Index: 1, Device: "/dev/disk/by-partlabel/rootfs.1", Type: "raw", Bootname: "B"},
 		},
 		StateDevice: "PARTLABEL=state", Fallback: "available", ConfirmedAttempts: 8, TrialDeadline: 10 * time.Minute,
-		USB: USB{Settle: 5 * time.Second, Policy: "newer", Replug: 30 * time.Second}, Rescue: Rescue{Retry: 2 * time.Minute}, Raw: []byte(raw),
+		USB: USB{Settle: 5 * time.Second, Policy: "newer", Replug: 30 * time.Second}, Rescue: Rescue{Retry: 2 * time.Minute}, SkipOver: 64 << 20, Raw: []byte(raw),
 	}
 }
 
@@ -80,6 +81,9 @@ func TestParse(t *testing.T) {
 			c.Rescue = Rescue{Retry: 2 * time.Minute, Repair: true, GPIO: "gpiochip0:17:low", Key: 66}
 			c.PowerLossFree = true
 		}},
+		{"everything is compared", minimal + "[install]\nskip-unchanged=yes\n", func(c *Config) { c.SkipOver = -1 }},
+		{"nothing is compared", minimal + "[install]\nskip-unchanged=no\n", func(c *Config) { c.SkipOver = math.MaxInt64 }},
+		{"large images are compared", minimal + "[install]\nskip-unchanged=auto\n", func(*Config) {}},
 		{"keyring beside the configuration", minimal + "[keyring]\npath=release.keyring.pem\n", func(c *Config) {
 			c.KeyringPath = "/etc/lifeboat/release.keyring.pem"
 		}},
@@ -212,6 +216,8 @@ func TestParseRefuses(t *testing.T) {
 		{"pretimeout after the end", minimal + "[watchdog]\ntimeout=10\npretimeout=10\n", "not below timeout="},
 		{"gpio", "[rescue]\ngpio=17\n", "is not like gpiochip0:17"},
 		{"key without a code", "[rescue]\nkey=F8\n", "not a number from 1 to 767"},
+		{"what is skipped", "[install]\nskip-unchanged=true\n", "is none of: auto, yes, no"},
+		{"unknown key of an install", "[install]\nskip=yes\n", "line 2: [install] skip: unknown key"},
 		{"count", "[fallback]\ncount=none\n", "is none of: all, failures"},
 		{"mounted root", "[slot.rootfs.0]\ndevice=/dev/x\nbootname=A\nmount=/x\n", "has mount= and no parent="},
 		{"a group of one boot slot only", minimal + "[slot.a.0]\ndevice=/dev/x\nparent=rootfs.0\n", `line 8: with [slot.rootfs.1] go the classes [], with [slot.rootfs.0] ["a"]`},

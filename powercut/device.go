@@ -233,7 +233,7 @@ func (d *Device) update(doors *doors, b *Boot) (*update.Device, error) {
 	}
 	u := &update.Device{
 		Store: &toldStore{store, doors.told.Committed}, Policy: d.policy, Trust: d.trust, Class: d.Config.BootSlots()[0].Class, Tree: d.Config.BootSlots()[0].Tree,
-		Crew: doors, Slots: doors,
+		Crew: doors, Slots: doors, SkipOver: d.Config.SkipOver,
 		Name:     func(slot string) string { return status.SlotName(slot, d.policy.Bootname(slot)) },
 		Bootname: d.policy.Bootname,
 		Say:      func(line string) { b.Lines = append(b.Lines, line) },
@@ -504,7 +504,7 @@ func (r *doors) Run(ctx context.Context, role string, input []byte, src update.S
 		if r.d.BadWorker {
 			return errBadWorker
 		}
-		m.Slot = r.slot(slot)
+		m.Slot, m.SlotReader, m.SlotSize = r.slot(slot), r.slot(slot), r.slot(slot).Size()
 		if r.meanwhile != nil {
 			r.meanwhile()
 			var once sync.Once
@@ -536,8 +536,8 @@ func (r *doors) Run(ctx context.Context, role string, input []byte, src update.S
 	return update.WorkRunning(ctx, role, input, m, frame)
 }
 
-// Mask returns what no code path may read on a disk: image and hash tree of slots without a valid seal, and what lies
-// between the copies of the state record and is no trust file's and not the kernel's last words.
+// Mask returns what no code path goes by on a disk: image and hash tree of slots without a valid seal (an installer only leaves
+// what is right already), and what lies between the copies of the state record and is no trust file's and not the kernel's last words.
 func (d *Device) Mask(i *crash.Image) []crash.Range {
 	var mask []crash.Range
 	for _, name := range d.policy.Slots {

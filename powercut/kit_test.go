@@ -61,7 +61,7 @@ func newKit(t *testing.T, changes map[string]string) *kit {
 	k.keys, err = allKeys()
 	k.must(err)
 	k.signer = k.keys.Release
-	all := map[string]string{"system require-signed-verity": "true"}
+	all := map[string]string{"system require-signed-verity": "true", "install skip-unchanged": "yes"}
 	for name, v := range changes {
 		all[name] = v
 	}

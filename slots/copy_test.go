@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"math/rand/v2"
+	"sync"
 	"testing"
 
 	"lifeboat/disk"
@@ -14,12 +15,15 @@ import (
 // worn is a disk that counts what is written, and cannot read one of its bytes.
 type worn struct {
 	disk.Device
+	mu      sync.Mutex
 	written int64
 	bad     int64
 }
 
 func (c *worn) WriteAt(p []byte, off int64) (int, error) {
+	c.mu.Lock()
 	c.written += int64(len(p))
+	c.mu.Unlock()
 	return c.Device.WriteAt(p, off)
 }
 
@@ -45,8 +49,8 @@ func TestCopy(t *testing.T) {
 	}{
 		{"empty", func(b []byte) { clear(b) }, -1, used},
 		{"the same", func([]byte) {}, -1, 0},
-		{"one byte", func(b []byte) { b[pieceSize+5] ^= 1 }, -1, pieceSize},
-		{"the last byte of the tree", func(b []byte) { b[len(b)-1] ^= 1 }, -1, used - 3*pieceSize},
+		{"one byte", func(b []byte) { b[pieceSize+5] ^= 1 }, -1, verity.BlockSize},
+		{"the last byte of the tree", func(b []byte) { b[len(b)-1] ^= 1 }, -1, verity.BlockSize},
 		{"cut in the middle", func(b []byte) { clear(b[2*pieceSize:]) }, -1, used - 2*pieceSize},
 		{"unreadable", func([]byte) {}, 7, pieceSize},
 	} {
@@ -58,7 +62,8 @@ func TestCopy(t *testing.T) {
 		to.WriteAt(bytes.Repeat([]byte{7}, int(size-used)), used)
 		to.written, to.bad = 0, test.bad
 		var last int64
-		if err := Copy(t.Context(), to, bytes.NewReader(content), f, "rootfs", func(done, total int64) {
+		old := &Old{R: to}
+		if err := Copy(t.Context(), to, bytes.NewReader(content), f, "rootfs", old, func(done, total int64) {
 			if done <= last || total != used {
 				t.Errorf("%s: progress %d of %d after %d", test.name, done, total, last)
 			}
@@ -72,14 +77,14 @@ func TestCopy(t *testing.T) {
 		if !bytes.Equal(after[:used], content) || !bytes.Equal(after[used:], bytes.Repeat([]byte{7}, int(size-used))) {
 			t.Errorf("%s: the slot is not as it should be", test.name)
 		}
-		if to.written != test.written || last != used {
-			t.Errorf("%s: %d bytes written instead of %d, progress up to %d", test.name, to.written, test.written, last)
+		if to.written != test.written || old.Same != used-test.written || last != used {
+			t.Errorf("%s: %d bytes written instead of %d, %d kept, progress up to %d", test.name, to.written, test.written, old.Same, last)
 		}
 	}
-	if err := Copy(t.Context(), disk.NewMemory(used+SealSize-4096), bytes.NewReader(content), f, "rootfs", nil); verify.CodeOf(err) != verify.Policy {
+	if err := Copy(t.Context(), disk.NewMemory(used+SealSize-4096), bytes.NewReader(content), f, "rootfs", &Old{}, nil); verify.CodeOf(err) != verify.Policy {
 		t.Errorf("a slot that is too small: %v", err)
 	}
-	if err := Copy(t.Context(), disk.NewMemory(used+SealSize), bytes.NewReader(content[:used-1]), f, "rootfs", nil); verify.CodeOf(err) != verify.IO {
+	if err := Copy(t.Context(), disk.NewMemory(used+SealSize), bytes.NewReader(content[:used-1]), f, "rootfs", &Old{}, nil); verify.CodeOf(err) != verify.IO {
 		t.Errorf("a source that ends: %v", err)
 	}
 }

@@ -46,13 +46,14 @@ const (
 // of squashfs. progress, if not nil, is told how many bytes of the image were
 // given to dev, from one goroutine that ends before Install returns.
 func Install(ctx context.Context, dev disk.Device, b *bundle.Bundle, image int, progress func(done, total int64)) (Seal, error) {
-	return Resume(ctx, dev, b, image, 0, progress)
+	return Resume(ctx, dev, b, image, 0, &Old{}, progress)
 }
 
 // Resume is Install where an earlier one, of the same bundle, ended after it had
 // said that from bytes were given to dev: they are read back instead of written
 // again. If they are not what they should be, the root hash is not either (30).
-func Resume(ctx context.Context, dev disk.Device, b *bundle.Bundle, image int, from int64, progress func(done, total int64)) (Seal, error) {
+// Of what is behind them nothing is written that is there already, as old says.
+func Resume(ctx context.Context, dev disk.Device, b *bundle.Bundle, image int, from int64, old *Old, progress func(done, total int64)) (Seal, error) {
 	img := &b.Manifest.Images[image]
 	if err := img.Installable(); err != nil {
 		return Seal{}, err
@@ -74,8 +75,13 @@ func Resume(ctx context.Context, dev disk.Device, b *bundle.Bundle, image int, f
 	src.SkipSHA256()
 
 	slot := disk.Section(dev, 0, dev.Size()-SealSize)
-	tree := verity.NewBuilder(slot, blocks*verity.BlockSize, blocks, salt)
-	out := &sink{dev: dev, w: slot, total: img.Size, progress: progress}
+	size := blocks * verity.BlockSize
+	data, hashes := &sparing{w: slot, r: old.R}, &sparing{w: slot}
+	if old.R != nil {
+		hashes.r = &treeAhead{r: old.R, start: size, end: size + verity.TreeBlocks(blocks)*verity.BlockSize}
+	}
+	tree := verity.NewBuilder(hashes, size, blocks, salt)
+	out := &sink{dev: dev, w: data, total: img.Size, progress: progress}
 	uses := []func(off int64, p []byte) error{
 		out.write,
 		func(_ int64, p []byte) error {
@@ -116,6 +122,7 @@ func Resume(ctx context.Context, dev disk.Device, b *bundle.Bundle, image int, f
 	if seal.Kind == KindLocal {
 		seal.RootHash = root
 	}
+	old.Same += data.same + hashes.same
 	return seal, nil
 }
 

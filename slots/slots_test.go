@@ -361,7 +361,7 @@ func TestResume(t *testing.T) {
 			dev := disk.NewMemory(space(n))
 			dev.WriteAt(want[:from], 0)
 			before, last := medium.n.Load(), int64(0)
-			seal, err := Resume(t.Context(), dev, b, 0, from, func(done, total int64) {
+			seal, err := Resume(t.Context(), dev, b, 0, from, &Old{}, func(done, total int64) {
 				if done <= last || total != n {
 					t.Errorf("%s from %d: %d of %d after %d", kind, from, done, total, last)
 				}
@@ -392,10 +392,89 @@ func TestResume(t *testing.T) {
 		dev := disk.NewMemory(space(n))
 		dev.WriteAt(want[:3<<20], 0)
 		dev.WriteAt([]byte{want[12345] ^ 1}, 12345)
-		_, err := Resume(t.Context(), dev, b, 0, 3<<20, nil)
+		_, err := Resume(t.Context(), dev, b, 0, 3<<20, &Old{}, nil)
 		wantCode(t, err, verify.PayloadHash)
 	}
 }
+
+// TestUnchanged writes an image over others: what differs from it, what can't be read, its hash tree where that differs, and
+// nothing else.
+func TestUnchanged(t *testing.T) {
+	const n = 16<<20 - 77
+	blocks := (n + verity.BlockSize - 1) / verity.BlockSize
+	size := space(n) - SealSize
+	img := content(9, n)
+	raw := bundleOf(t, img, "verity")
+	b := openBundle(t, bytes.NewReader(raw), len(raw))
+	whole := disk.NewMemory(space(n))
+	if _, err := Install(t.Context(), whole, b, 0, nil); err != nil {
+		t.Fatal(err)
+	}
+	want := make([]byte, size)
+	whole.ReadAt(want, 0)
+
+	scattered := func(p []byte, blocks int) {
+		for _, i := range rand.New(rand.NewSource(1)).Perm(n / verity.BlockSize)[:blocks] {
+			p[i*verity.BlockSize+i%verity.BlockSize] ^= 1
+		}
+	}
+	for _, test := range []struct {
+		name    string
+		change  func(p []byte)
+		from    int64
+		bad     func(off, n int64) bool // whether a read fails
+		written func(n int64) bool
+	}{
+		{"the same", func([]byte) {}, 0, nil, func(n int64) bool { return n == 0 }},
+		{"a byte", func(p []byte) { p[5<<20+7] ^= 1 }, 0, nil, func(n int64) bool { return n == verity.BlockSize }},
+		{"the last byte of the padding", func(p []byte) { p[blocks*verity.BlockSize-1] ^= 1 }, 0, nil, func(n int64) bool { return n == verity.BlockSize }},
+		{"a byte of the tree", func(p []byte) { p[size-1] ^= 1 }, 0, nil, func(n int64) bool { return n == verity.BlockSize }},
+		{"a byte in front of what is resumed", func(p []byte) { p[9<<20] ^= 1 }, 4 << 20, nil, func(n int64) bool { return n == verity.BlockSize }},
+		{"1 % of the blocks, all of the tree", func(p []byte) { scattered(p[:n], blocks/100); clear(p[blocks*verity.BlockSize:]) }, 0, nil, func(w int64) bool { return w > n/100 && w <= n/50 }},
+		{"everything", func(p []byte) { clear(p) }, 0, nil, func(n int64) bool { return n == size }},
+		{"a sector that can't be read", func([]byte) {}, 0, func(off, n int64) bool { return off <= 3<<20+512 && off+n > 3<<20+512 }, func(n int64) bool { return n == pieceSize }},
+		{"nothing can be read", func([]byte) {}, 0, func(int64, int64) bool { return true }, func(n int64) bool { return n == size }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			dev := &worn{Device: disk.NewMemory(space(n) + 4096), bad: -1}
+			before := bytes.Clone(want)
+			test.change(before)
+			dev.WriteAt(before, 0)
+			dev.WriteAt(bytes.Repeat([]byte{7}, SealSize+4096), size)
+			dev.written = 0
+			failed := 0
+			old := &Old{R: readerFunc(func(p []byte, off int64) (int, error) {
+				if test.bad != nil && test.bad(off, int64(len(p))) {
+					failed++
+					return 0, errBroken
+				}
+				return dev.ReadAt(p, off)
+			})}
+			seal, err := Resume(t.Context(), dev, b, 0, test.from, old, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !test.written(dev.written) || old.Same+dev.written+test.from != size {
+				t.Errorf("%d of %d bytes were written, %d were there", dev.written, size, old.Same)
+			}
+			if failed > 2*maxBad {
+				t.Errorf("%d reads failed before it gave up", failed)
+			}
+			got := make([]byte, dev.Size())
+			dev.ReadAt(got, 0)
+			if !bytes.Equal(got[:size], want) || !bytes.Equal(got[size:], bytes.Repeat([]byte{7}, SealSize+4096)) {
+				t.Error("the slot is not as it should be")
+			}
+			if _, err := Attest(t.Context(), dev, dev.Size(), &seal, rules(t), "demo", nil); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+type readerFunc func(p []byte, off int64) (int, error)
+
+func (r readerFunc) ReadAt(p []byte, off int64) (int, error) { return r(p, off) }
 
 var errBroken = errors.New("medium broken")
 

@@ -56,6 +56,9 @@ func (r *Report) JSON() []byte {
 			j.text("slot", i.Slot)
 			j.text("bootname", i.Bootname)
 			j.text("manifest_hash", i.ManifestHash)
+			if i.Unchanged != 0 {
+				j.number("unchanged", i.Unchanged)
+			}
 		})
 		list(j, "refused", r.Refused, func(f Refused) {
 			j.text("file", f.File)

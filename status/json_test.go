@@ -21,7 +21,7 @@ func TestJSONIsEncodingJSON(t *testing.T) {
 		},
 		StateDev: "/dev/vda1", Booted: Booted{Slot: "rootfs.0", Bootname: "A", Version: "1", Trial: true, TriesLeft: 2, Authenticity: "every boot", RootHash: "aa", Device: "/dev/vda3"},
 		Watchdog: &Armed{Device: "/dev/watchdog0", Identity: "x", Timeout: 30, Pretimeout: 5, Stops: true},
-		Fallback: "panic", Installed: []Installed{{File: "/a.raucb", Version: "2", Slot: "rootfs.1", Bootname: "B", ManifestHash: "11"}},
+		Fallback: "panic", Installed: []Installed{{File: "/a.raucb", Version: "2", Slot: "rootfs.1", Bootname: "B", ManifestHash: "11", Unchanged: 4096}},
 		Refused: []Refused{{File: "/b\x00\x1f\"\\<>&\u2028\xff\ufffd.raucb", Code: 21, Text: "tab\tline\nreturn\r\b\f é 世"}},
 		Notes:   []string{"one", "two"}, Phases: []Phase{{"mounts", 1.25}, {"state", 0}, {"x", 1234567.891}}, Workers: []Worker{{"scan", 12345}}, InitRSS: 9,
 	}

@@ -200,6 +200,7 @@ type Installed struct {
 	Slot         string `json:"slot"`
 	Bootname     string `json:"bootname"`
 	ManifestHash string `json:"manifest_hash"`
+	Unchanged    int64  `json:"unchanged,omitempty"` // bytes that did not have to be written: they were there
 }
 
 // Refused is a bundle that this boot did not take, with the code of reference/trust.md section 1.
@@ -268,6 +269,11 @@ func FoundLine(file, version, dev string) string {
 }
 
 func InstallingLine(version, slot string) string { return "installing " + version + " to " + slot }
+
+// HeldLine says that a worker had less to write: same of size bytes were there.
+func HeldLine(slot string, same, size int64) string {
+	return fmt.Sprintf("%s held %d of %d MiB already", slot, same>>20, size>>20)
+}
 
 func InstalledLine(version, slot string) string { return "installed " + version + " to " + slot }
 

@@ -31,6 +31,7 @@ var frames = []struct {
 	{frameKeys, keys{1, 2, 3}.encode()},
 	{frameProgress, make([]byte, 16)},
 	{frameDone, make([]byte, 32)},
+	{frameDone, append(make([]byte, 40), 1, 0, 0, 0, 0, 0, 0, 0)},
 	{frameDone, nil},
 }
 
@@ -76,6 +77,9 @@ func FuzzAnswer(f *testing.F) {
 				t.Errorf("%q would reach a console", s)
 			}
 		}
+		if a.same < 0 || a.same > a.size {
+			t.Errorf("%d of %d bytes were there", a.same, a.size)
+		}
 		if len(a.seal) > slots.SealSize || len(a.found) > maxAnswers || len(a.refused) > maxAnswers {
 			t.Error("an answer without bounds")
 		}
@@ -84,7 +88,7 @@ func FuzzAnswer(f *testing.F) {
 
 // FuzzJob: a job that decodes is the one that was encoded.
 func FuzzJob(f *testing.F) {
-	j := &job{Trust: Trust{Keyring: []byte("PEM"), Compatible: "c", Purpose: "codesign", Stored: []byte("s"), Pending: []byte("p"), Role: "release", Serial: "4711", RequireCRL: true, Formats: []string{"verity"}, RequireSigned: true, Floor: 7}, Class: "rootfs", Parts: []part{{"rootfs", 9, nil}, {"appfs", 10, &config.Tree{Integrity: "none", Setuid: true}}}, Rate: 4, Lone: true, Offset: 1, Size: 2, Path: "a.raucb", Manifest: boot.Hash{1}, Seal: []byte{1}, Candidate: []byte("c"), Files: []string{"*.raucb", "a/*.b"}, Require: "key"}
+	j := &job{Trust: Trust{Keyring: []byte("PEM"), Compatible: "c", Purpose: "codesign", Stored: []byte("s"), Pending: []byte("p"), Role: "release", Serial: "4711", RequireCRL: true, Formats: []string{"verity"}, RequireSigned: true, Floor: 7}, Class: "rootfs", Parts: []part{{"rootfs", 9, nil}, {"appfs", 10, &config.Tree{Integrity: "none", Setuid: true}}}, Rate: 4, SkipOver: 5, Lone: true, Offset: 1, Size: 2, Path: "a.raucb", Manifest: boot.Hash{1}, Seal: []byte{1}, Candidate: []byte("c"), Files: []string{"*.raucb", "a/*.b"}, Require: "key"}
 	f.Add(j.encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		j, err := decodeJob(b)

@@ -45,6 +45,8 @@ type answer struct {
 	keys     *keys
 	report   *place
 	manifest boot.Hash
+	same     int64 // install, repair: bytes that were there already, of size
+	size     int64
 	done     bool
 
 	begin time.Time
@@ -134,6 +136,12 @@ func (a *answer) take(kind byte, body []byte, progress func(done, total int64)) 
 		if len(body) > 0 {
 			a.manifest = d.hash()
 		}
+		if len(d.b) > 0 {
+			a.same, a.size = d.i64(), d.i64()
+			if a.same < 0 || a.same > a.size {
+				a.same, d.err = 0, errAnswer
+			}
+		}
 		a.done = true
 		return d.end()
 	default:
@@ -146,7 +154,7 @@ func (a *answer) take(kind byte, body []byte, progress func(done, total int64)) 
 func (d *Device) run(ctx context.Context, role string, j *job, src Source, slot string, progress func(done, total int64)) (*answer, error) {
 	j.Trust = d.Trust
 	j.Trust.Floor = max(j.Trust.Floor, d.state.Floors.Time, d.Policy.Floors.Time)
-	j.Class, j.Parts, j.Rate = d.class(slot), d.parts(), d.Rate
+	j.Class, j.Parts, j.Rate, j.SkipOver = d.class(slot), d.parts(), d.Rate, d.SkipOver
 	if !config.Slim {
 		j.Loaders, j.Sector = d.loaderParts(), d.sector
 	}

@@ -77,8 +77,16 @@ func (d *Device) install(ctx context.Context, o offer, rescue bool) bool {
 func (d *Device) installed(o offer, slot string) {
 	d.Say(status.InstalledLine(o.Offer.Version, d.Name(slot)))
 	d.Report.Installed = append(d.Report.Installed, status.Installed{
-		File: o.Path, Version: o.Offer.Version, Slot: slot, Bootname: d.Bootname(slot), ManifestHash: o.Offer.Manifest.String(),
+		File: o.Path, Version: o.Offer.Version, Slot: slot, Bootname: d.Bootname(slot), ManifestHash: o.Offer.Manifest.String(), Unchanged: d.same,
 	})
+	d.same = 0
+}
+
+// held says what a worker did not have to write to a slot.
+func (d *Device) held(slot string, a *answer) {
+	if a.same > 0 {
+		d.Say(status.HeldLine(d.Name(slot), a.same, a.size))
+	}
 }
 
 const (
@@ -108,6 +116,7 @@ func (d *Device) keep(o offer, s boot.State, rescue bool) bool {
 // boot slot's is the last that is written. The check of every boot follows: what counts are the seals that lie there.
 func (d *Device) write(ctx context.Context, o offer, slot string) bool {
 	d.Say(status.InstallingLine(o.Offer.Version, d.Name(slot)))
+	d.same = 0
 	members := d.members(slot)
 	for _, m := range members {
 		if err := d.Slots.Wipe(m); err != nil {
@@ -134,6 +143,8 @@ func (d *Device) write(ctx context.Context, o offer, slot string) bool {
 			d.failed(o, err, true)
 			return false
 		}
+		d.held(m, a)
+		d.same += a.same
 		seals[i] = a.seal
 	}
 	d.step(ReadingBack, o.Offer.Version, slot)

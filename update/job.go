@@ -42,6 +42,8 @@ type job struct {
 	Require string   // scan: a file without which nothing is taken, "": none
 	Rate    int64    // bytes per second that are read or written at most; 0: any
 
+	SkipOver int64 // install: what is in the slot already is not written of an image of more bytes
+
 	// Which bundle; scan uses only where a lone one lies.
 	Lone         bool  // the source holds one bundle and no file system
 	Offset, Size int64 // of the partition with the file system, or of a lone bundle, in bytes on the source
@@ -175,6 +177,7 @@ func (j *job) encode() []byte {
 		}
 	}
 	e.i64(j.Rate)
+	e.i64(j.SkipOver)
 	e.flag(j.Lone)
 	e.i64(j.Offset)
 	e.i64(j.Size)
@@ -220,7 +223,7 @@ func decodeJob(b []byte) (*job, error) {
 		}
 		j.Loaders, j.Parts = j.Parts[:n:n], j.Parts[n:]
 	}
-	j.Rate = d.i64()
+	j.Rate, j.SkipOver = d.i64(), d.i64()
 	j.Lone = d.flag()
 	j.Offset, j.Size, j.Path, j.Manifest, j.From = d.i64(), d.i64(), d.str(), d.hash(), d.i64()
 	j.Seal, j.Candidate = d.blob(), d.blob()

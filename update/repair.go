@@ -9,6 +9,7 @@ import (
 	"lifeboat/slots"
 	"lifeboat/status"
 	"lifeboat/verify"
+	"lifeboat/verify/verity"
 )
 
 // repair copies a damaged slot from another that holds the same bundle (rule 22). It comes after what lies outside was
@@ -92,6 +93,7 @@ func (d *Device) copyGroup(ctx context.Context, target, source string, m boot.Ha
 		if err != nil {
 			return err
 		}
+		d.held(slot, a)
 		seals[i] = a.seal
 	}
 	d.step(ReadingBack, version, target)
@@ -143,15 +145,9 @@ func (w *worker) repair(ctx context.Context) error {
 	if boot.Hash(f.Manifest) != w.job.Manifest || seal.Image != w.job.Class {
 		return verify.Refuse(verify.PayloadHash, "the slot that is copied is not the one that was chosen")
 	}
-	if err := slots.Copy(ctx, w.media.Slot, w.media.SlotReader, f, seal.Image, w.progress); err != nil {
+	old := &slots.Old{R: w.media.Slot}
+	if err := slots.Copy(ctx, w.media.Slot, w.media.SlotReader, f, seal.Image, old, w.progress); err != nil {
 		return err
 	}
-	raw, err := seal.Encode()
-	if err != nil {
-		return err
-	}
-	if err := w.sendSeal(raw); err != nil {
-		return err
-	}
-	return w.send(frameDone, f.Manifest[:])
+	return w.written(seal, f.Manifest, old, f.DataBlocks*verity.BlockSize)
 }

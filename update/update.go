@@ -111,11 +111,15 @@ type Device struct {
 	Lock func() (unlock func(), err error)
 	Rate int64 // bytes per second that a worker reads or writes at most; 0: as fast as it goes
 
+	// SkipOver bytes are the largest image that is written without a look at what the slot holds already.
+	SkipOver int64
+
 	running  string        // slot whose system runs; "" in early boot
 	reports  []report      // on the sticks that were looked at
 	away     []Source      // were pulled out, and waited for in vain
 	reason   status.Reason // why the device is in rescue
 	sector   int64         // of the disk of the boot loader that is written
+	same     int64         // bytes that an install did not have to write
 	state    boot.State
 	facts    boot.Facts
 	geometry map[string]slots.Facts

@@ -25,7 +25,7 @@ type Media struct {
 	SourceSize int64       // bytes
 	Stick      disk.Device // report: the stick, read-write
 	Slot       disk.Device // install, repair, loader: the target, read-write
-	SlotReader io.ReaderAt // seal, attest, compare: the slot, past every cache; repair: the one that is copied
+	SlotReader io.ReaderAt // install, seal, attest, compare: the slot, past every cache; repair: the one that is copied
 	SlotSize   int64       // of SlotReader, bytes
 	Copy       io.ReaderAt // loaded: a copy of the boot loader, past every cache
 	CopySize   int64       // of it, bytes
@@ -288,11 +288,20 @@ func (w *worker) install(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	old, size := &slots.Old{}, b.Manifest.Images[i].Size
+	if size > w.job.SkipOver {
+		old.R = w.media.SlotReader
+	}
 	before, total := w.share(b.Manifest)
-	seal, err := slots.Resume(ctx, w.media.Slot, b, i, max(w.job.From-before, 0), func(done, _ int64) { w.progress(before+done, total) })
+	seal, err := slots.Resume(ctx, w.media.Slot, b, i, max(w.job.From-before, 0), old, func(done, _ int64) { w.progress(before+done, total) })
 	if err != nil {
 		return err
 	}
+	return w.written(&seal, b.Manifest.Hash(), old, size)
+}
+
+// written ends an install or a copy of an image of size bytes.
+func (w *worker) written(seal *slots.Seal, m boot.Hash, old *slots.Old, size int64) error {
 	raw, err := seal.Encode()
 	if err != nil {
 		return err
@@ -300,8 +309,11 @@ func (w *worker) install(ctx context.Context) error {
 	if err := w.sendSeal(raw); err != nil {
 		return err
 	}
-	m := b.Manifest.Hash()
-	return w.send(frameDone, m[:])
+	e := &encoder{}
+	e.raw(m[:])
+	e.i64(old.Same)
+	e.i64(slots.Need(size) - slots.SealSize)
+	return w.send(frameDone, e.b)
 }
 
 // share returns how many bytes of a bundle's images are written before this worker's, and how many in all: the boot

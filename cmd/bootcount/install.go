@@ -108,7 +108,7 @@ func (s *session) install(out io.Writer, file, written string, rate int64, asJSO
 		return nil
 	}
 	i := d.Report.Installed[0]
-	m.end(event{Event: "installed", File: i.File, Version: i.Version, Slot: i.Slot, Bootname: i.Bootname, ManifestHash: i.ManifestHash})
+	m.end(event{Event: "installed", File: i.File, Version: i.Version, Slot: i.Slot, Bootname: i.Bootname, ManifestHash: i.ManifestHash, Unchanged: i.Unchanged})
 	return nil
 }
 
@@ -176,6 +176,7 @@ func (s *session) device(m *meter) (*update.Device, error) {
 		Children: update.ChildrenOf(s.cfg, size), Loaders: update.LoadersOf(s.cfg, crew.BootSize), Copies: copies,
 		Crew: steady{workers}, Slots: running{crew.Slots{Path: path}},
 		Name: s.name, Bootname: s.policy.Bootname, Say: m.say, Step: func(s update.Step, _, _ string) { m.begin(s.String()) }, Progress: m.progress, Report: &status.Report{},
+		SkipOver: s.cfg.SkipOver,
 	}, nil
 }
 
@@ -419,7 +420,8 @@ type event struct {
 	Slot         string  `json:"slot,omitempty"`
 	Bootname     string  `json:"bootname,omitempty"`
 	ManifestHash string  `json:"manifest_hash,omitempty"`
-	Peak         int64   `json:"peak_kib,omitempty"` // most memory that a worker had resident
+	Unchanged    int64   `json:"unchanged,omitempty"` // bytes that the slot held already
+	Peak         int64   `json:"peak_kib,omitempty"`  // most memory that a worker had resident
 }
 
 // meter shows how far an install is: a bar on a terminal, a line for each tenth elsewhere, lines of JSON for programs.

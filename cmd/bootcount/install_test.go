@@ -77,7 +77,7 @@ func shown(asJSON, tty bool) (out, err string) {
 		m.progress(int64(now.Unix()-1000)*10<<20+1, 100<<20) // too soon for another line
 	}
 	m.say("installed 2 to rootfs.1 (B)")
-	m.end(event{Event: "installed", Version: "2", Slot: "rootfs.1", Bootname: "B"})
+	m.end(event{Event: "installed", Version: "2", Slot: "rootfs.1", Bootname: "B", Unchanged: 99 << 20})
 	return o.String(), e.String()
 }
 
@@ -100,7 +100,7 @@ installed 2 to rootfs.1 (B)
 {"event":"progress","step":"writing","done":20971520,"total":104857600,"percent":20,"bytes_per_second":10485760,"seconds_left":8}
 {"event":"progress","step":"writing","done":31457280,"total":104857600,"percent":30,"bytes_per_second":10485760,"seconds_left":7}
 {"event":"note","text":"installed 2 to rootfs.1 (B)"}
-{"event":"installed","version":"2","slot":"rootfs.1","bootname":"B"}
+{"event":"installed","version":"2","slot":"rootfs.1","bootname":"B","unchanged":103809024}
 `, ""},
 	} {
 		out, err := shown(tt.json, tt.tty)

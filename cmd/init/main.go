@@ -173,6 +173,7 @@ func (d *device) device() *update.Device {
 		Say: d.con.say, Screen: d.show.rescue, Phase: d.ended, Report: d.report,
 		Rescue: d.asked, RescueRetry: d.cfg.Rescue.Retry, Replug: d.cfg.USB.Replug, Chance: chance(), Words: d.words,
 		Name: d.slotName, Bootname: d.bootname, Step: d.show.step, Progress: d.show.progress, Clock: (*rest)(d), Letter: d.show.letter,
+		SkipOver: d.cfg.SkipOver,
 	}
 	for _, s := range d.cfg.BootSlots() {
 		u.Tree = s.Tree

@@ -78,6 +78,7 @@ var mutants = []mutant{
 	{"a slot is adopted without being read", "boot/decide.go", []change{{
 		"		case noted && seal.Manifest == s.Install.Manifest:\n			if seal.Whole == WholeUnread {", "		case noted && seal.Manifest == s.Install.Manifest:\n			if false {",
 	}}},
+	{"a block that differs is taken for one that is there", "slots/old.go", []change{{"old[at:at+verity.BlockSize])", "p[at:at+verity.BlockSize])"}}},
 	{"the older copy of the record wins", "boot/raw/raw.go", []change{{"st.Sequence > s.newest.Sequence {\n\t\t\ts.newest, s.copy", "st.Sequence < s.newest.Sequence {\n\t\t\ts.newest, s.copy"}}},
 
 	// Orders.

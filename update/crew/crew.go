@@ -58,7 +58,7 @@ func (c *Workers) Run(ctx context.Context, role string, input []byte, src update
 		}
 		return err
 	}
-	// What judges a slot reads the medium, not memory.
+	// What judges a slot, or compares with it, reads the medium, not memory.
 	openSlot := func(slot string) error {
 		err := open(c.Slot(slot), os.O_RDONLY|unix.O_DIRECT)
 		if err != nil {
@@ -87,12 +87,14 @@ func (c *Workers) Run(ctx context.Context, role string, input []byte, src update
 		}
 	case update.RoleTrust, update.RoleReport:
 		spec.CPU, spec.Deadline = quick, time.Minute
-	case update.RoleRepair:
-		if err := openSlot(src.Slot); err != nil {
+	case update.RoleRepair, update.RoleInstall:
+		from := slot
+		if role == update.RoleRepair {
+			from = src.Slot
+		}
+		if err := openSlot(from); err != nil {
 			return err
 		}
-		fallthrough
-	case update.RoleInstall:
 		if err := open(c.Slot(slot), os.O_RDWR); err != nil {
 			return err
 		}
@@ -178,7 +180,7 @@ func Work(j *confine.Job, work func(ctx context.Context, role string, input []by
 	switch {
 	case !config.Slim && j.Role == update.RoleLoaded:
 		readers = 2
-	case reader || j.Role == update.RoleCompare:
+	case reader || j.Role == update.RoleCompare || j.Role == update.RoleInstall:
 		readers = 1
 	}
 	for n := range readers {
