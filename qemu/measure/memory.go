@@ -98,7 +98,7 @@ func peaks(root string, args []string) error {
 	if err := t.with(func(f slot) error { t.size = f.Size(); return nil }); err != nil {
 		return err
 	}
-	u, err := updateFrom(root, args[0], args[1], t)
+	u, err := updateFrom(root, args[0], args[1], t, true)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -46,8 +47,9 @@ func (b *bench) stick(s *scene.Scene, image, name, compression string) (string, 
 	return s.Stick(name+".stick", file)
 }
 
-// updateFrom runs one boot's update of the target from a stick.
-func updateFrom(root, stick, keyringFile string, t *target) (*updater, error) {
+// updateFrom runs one boot's update of the target from a stick. What is there already is written all the same where skip is
+// false.
+func updateFrom(root, stick, keyringFile string, t *target, skip bool) (*updater, error) {
 	u := &updater{root: root, t: t, source: stick, spent: map[string]time.Duration{}, cpu: map[string]time.Duration{}, peak: map[string]int64{}}
 	keyring, err := os.ReadFile(keyringFile)
 	if err != nil {
@@ -74,6 +76,9 @@ func updateFrom(root, stick, keyringFile string, t *target) (*updater, error) {
 		Class: "rootfs", Room: t.size, Crew: u, Outside: u, Slots: u, Report: &status.Report{},
 		Name: same, Bootname: same, Say: func(line string) { u.said = append(u.said, line) },
 		Screen: func(update.Rescue) { cancel() }, // where no bench should end
+	}
+	if !skip {
+		d.SkipOver = math.MaxInt64
 	}
 	begin := time.Now()
 	if _, err = d.Boot(ctx, status.None); err != nil {
@@ -120,7 +125,7 @@ func (u *updater) Start(string, slots.Facts, []update.Member) error { return nil
 
 // Run starts a worker as PID 1 does.
 func (u *updater) Run(ctx context.Context, role string, input []byte, src update.Source, slot string, frame func(byte, []byte) error) error {
-	w := crew.Workers{Slot: func(string) string { return u.t.path }, Exe: filepath.Join(u.root, "bin/init"), Ended: func(role string, usage confine.Usage) {
+	w := crew.Workers{Slot: func(string) string { return u.t.path }, Exe: filepath.Join(u.root, "bin/init-full"), Ended: func(role string, usage confine.Usage) {
 		u.cpu[role] += usage.CPU
 		u.peak[role] = max(u.peak[role], usage.MaxRSSKiB)
 	}}
