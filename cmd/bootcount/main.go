@@ -405,6 +405,11 @@ func (s *session) show(out io.Writer, asJSON bool) error {
 		}
 		fmt.Fprintf(out, "With     %s%s (%s)\n", w.Slot, at, cmp.Or(w.Mapped, "a file on "+w.Device))
 	}
+	for _, name := range append([]string{"lifeboat-root"}, mapped(r.Booted.With)...) {
+		if n, err := dm.IntegrityMismatches(name); err == nil && n > 0 {
+			fmt.Fprintf(out, "Damage   %d reads of %s met a block that is not what was written\n", n, name)
+		}
+	}
 	if w := r.Watchdog; w != nil {
 		how := "it protects early boot only"
 		if !w.Stops {
@@ -457,4 +462,12 @@ func (s *session) show(out io.Writer, asJSON bool) error {
 		fmt.Fprintf(w, "  %d\t%s\t%s\t%s\t%s\t%s\n", e.Boot, e.Event, e.Slot, e.Reason, code, e.Manifest)
 	}
 	return w.Flush()
+}
+
+// mapped are the device-mapper names of what goes with the system.
+func mapped(with []status.With) (names []string) {
+	for _, w := range with {
+		names = append(names, filepath.Base(w.Mapped))
+	}
+	return names
 }

@@ -1,6 +1,8 @@
 package story
 
 import (
+	"bytes"
+	"os"
 	"testing"
 
 	"lifeboat/qemu/scene"
@@ -13,13 +15,18 @@ func treeConfig(integrity string) map[string]string {
 	for _, slot := range []string{"slot.rootfs.0", "slot.rootfs.1"} {
 		c[slot+" type"] = "ext4"
 		c[slot+" integrity"] = integrity
+		c[slot+" label"] = treeLabel
 	}
 	return c
 }
 
+const treeLabel = "a-label-of-trees"
+
 // A stick brings an archive: the slot holds a file system of it, which its system may write to, and what it writes is there at
 // the next boot, and after a power cut.
 func TestTree(t *testing.T) {
+	var damaged *staged
+	var disk string // of the last one
 	for _, tt := range []struct{ integrity, format, auth string }{
 		{"none", "tar.zst", "at install only"},
 		{"hmac-sha256", "tar.xz", "keyed integrity"},
@@ -27,7 +34,8 @@ func TestTree(t *testing.T) {
 		t.Run(tt.integrity, func(t *testing.T) {
 			d := special(t, scene.Options{Config: treeConfig(tt.integrity)})
 			stick := d.update(t, "2.0", testsystem.Good, testsystem.Options{Format: tt.format}, scene.BundleOptions{ImageName: "rootfs." + tt.format})
-			vm := scene.Start(t, d.Machine(d.disk(t, "tree"), stick))
+			image := d.disk(t, "tree")
+			vm := scene.Start(t, d.Machine(image, stick))
 			vm.Expect(scene.Patience, `lifeboat: installing 2\.0 to rootfs\.1 \(B\)\n`)
 			vm.Expect(scene.Patience, `lifeboat: installed 2\.0 to rootfs\.1 \(B\)\n`)
 			vm.Expect(scene.Patience, `lifeboat: boot 1 slot rootfs\.1 \(B\) version 2\.0 trial tries=2\n`)
@@ -53,6 +61,75 @@ func TestTree(t *testing.T) {
 			if got := vm.Run("cat", "/etc/written"); got != "by-the-system" {
 				t.Errorf("the file has %q", got)
 			}
+			vm.Cut()
+			damaged, disk = d, image
+		})
+	}
+	if disk != "" {
+		treeDamage(t, damaged, disk)
+	}
+}
+
+// treeDamage boots a disk whose slot B, a tree on dm-integrity with a key, was damaged while the device was off: A boots where B
+// cannot be mounted, and a file that cannot be read is told.
+func treeDamage(t *testing.T, d *staged, image string) {
+	other := *d.Scene
+	other.Dir = d.Path("other")
+	if err := os.Mkdir(other.Dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(other.Path("integrity.key"), bytes.Repeat([]byte("other"), 6), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	other.Initrd = other.Path("initramfs")
+	if err := other.MakeInitrd(other.Initrd); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name, reason string
+		key          *scene.Scene
+		flip         func(slot []byte) int // place of a byte in it, -1: none
+	}{
+		{"superblock of dm-integrity", "unreadable", d.Scene, func([]byte) int { return 300 }},
+		{"superblock of the file system", "verity-error", d.Scene, func(slot []byte) int { return bytes.Index(slot, []byte(treeLabel)) }},
+		{"another key", "unreadable", &other, func([]byte) int { return -1 }},
+		{"a file", "", d.Scene, func(slot []byte) int { return bytes.LastIndex(slot, []byte("by-the-system")) }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			disk, err := d.Copy(fileName(t)+".img", image)
+			if err != nil {
+				t.Fatal(err)
+			}
+			at, err := scene.Place(disk, "rootfs.1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			slot, err := scene.Partition(disk, "rootfs.1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := tt.flip(slot); n >= 0 {
+				f, err := os.OpenFile(disk, os.O_RDWR, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := f.WriteAt([]byte{slot[n] ^ 1}, at.Start+int64(n)); err != nil || f.Close() != nil {
+					t.Fatal(err)
+				}
+			}
+			vm := scene.Start(t, tt.key.Machine(disk))
+			if tt.reason != "" {
+				vm.Expect(scene.Patience, `lifeboat: fallback from B to A reason=`+tt.reason+`\n`)
+				if v := vm.Ready(); v != "1.0" {
+					t.Errorf("version %s", v)
+				}
+				return
+			}
+			if v := vm.Ready(); v != "2.0" {
+				t.Errorf("version %s", v)
+			}
+			exits(t, vm, -1, "input/output error", "cat", "/etc/written")
+			exits(t, vm, 0, `Damage   \d+ reads`, "/usr/bin/bootcount", "status")
 		})
 	}
 }
