@@ -22,6 +22,7 @@ type DebianOptions struct {
 	Units     string // folder of the units that docs/system.md tells to install
 	Watchdog  string // RuntimeWatchdogSec=, e.g. "60"; "" and "off": systemd feeds none
 	Cache     string // folder that keeps what mmdebstrap made, named by its recipe
+	Archive   bool   // a .tar.zst instead of a squashfs
 }
 
 // Marks on the kernel command line of a Debian system.
@@ -43,7 +44,7 @@ var debianRecipe = []string{
 	"--dpkgopt=path-exclude=/usr/lib/x86_64-linux-gnu/gconv/*", "--dpkgopt=path-exclude=/lib/udev/hwdb.d/*",
 }
 
-// Debian writes a squashfs image of a Debian 12 system as an integrator makes it: docs/system.md is followed word for
+// Debian writes an image of a Debian 12 system as an integrator makes it: docs/system.md is followed word for
 // word, with a health check on top. On ttyS0 it obeys [Run] as the small systems do.
 func Debian(out string, o DebianOptions) error {
 	if os.Geteuid() != 0 {
@@ -69,6 +70,9 @@ func Debian(out string, o DebianOptions) error {
 	}
 	if err := os.Remove(out); err != nil && !os.IsNotExist(err) {
 		return err
+	}
+	if o.Archive {
+		return tool("tar", "-C", tree, "--sort=name", "--numeric-owner", "--xattrs", "--acls", "--xattrs-include=*", "-I", "zstd -q -9", "-cf", out, ".")
 	}
 	return tool("mksquashfs", tree, out, "-noappend", "-quiet", "-no-progress", "-comp", "zstd", "-Xcompression-level", "6")
 }
