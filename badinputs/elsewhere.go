@@ -23,6 +23,7 @@ var Elsewhere = []Place{
 	{76, "ten thousand random bytes of everything", "a code, or the same content", "bundle TestMutations", ""},
 	{77, "every 4 KiB", "20 to 31", "bundle TestEveryTruncation", ""},
 	{78, "payload beyond 2 GiB and 4 GiB", "31 plain, each block checked in verity", "bundle TestHuge", ""},
+	{81, "the same, and rows 82 to 86 and 90 to 92, in a slot that takes archives (86: with allow-setuid=false)", "31 or 20", "tree TestHostile", ""},
 	{87, "more bombs, of each compressor", "refused within a block", "squashfs TestBombs", ""},
 	{88, "dictionary of 1.5 GiB", "refused", "squashfs TestBombs", ""},
 	{89, "window of 2 GiB", "refused", "squashfs TestBombs", ""},

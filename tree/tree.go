@@ -427,6 +427,8 @@ func failed(doing, name string, err error) error {
 		return refuse("a path through a symbolic link, or to what is not there: " + name)
 	case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENOTEMPTY):
 		return malformed(doing, name, err)
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return refuse("more files than the file system has room for")
 	}
 	return verify.Refuse(verify.IO, "%s %s: %w", doing, name, err)
 }

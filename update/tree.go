@@ -3,6 +3,7 @@
 package update
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"hash"
@@ -25,7 +26,8 @@ func (w *worker) tree(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	rule := w.rule()
+	p := w.part()
+	rule := p.Tree
 	if rule == nil || !b.Manifest.Images[i].Archive() {
 		return verify.Refuse(verify.Policy, "image %s is no archive for this slot", w.job.Class)
 	}
@@ -39,7 +41,7 @@ func (w *worker) tree(ctx context.Context) error {
 	if err != nil {
 		err = verify.Refuse(verify.Malformed, "image %s: %w", w.job.Class, err)
 	} else {
-		_, err = tree.Extract(w.media.Folder, plain, tree.Options{Devices: rule.Devices, Setuid: rule.Setuid, Max: maxTree})
+		_, err = tree.Extract(w.media.Folder, plain, tree.Options{Devices: rule.Devices, Setuid: rule.Setuid, Max: cmp.Or(p.Room, maxTree)})
 	}
 	if from.err != nil && from.err != io.EOF {
 		return from.err // of the bundle, whatever was made of it
@@ -70,7 +72,7 @@ func (w *worker) tree(ctx context.Context) error {
 	return w.send(frameDone, m[:])
 }
 
-// maxTree bounds the bytes of all files, holes included, which cost nothing: more is no system.
+// maxTree bounds the bytes of all files, holes included, where the slot's size is not known.
 const maxTree = 1 << 44
 
 // metered counts what is read, and keeps the error.

@@ -28,14 +28,14 @@ func (w *worker) treesIn(m *bundle.Manifest) (set uint8) {
 	return set
 }
 
-// rule is how the slots of the job's class take archives, nil where they do not.
-func (w *worker) rule() *config.Tree {
+// part is what a bundle holds for the job's class.
+func (w *worker) part() (p part) {
 	for _, p := range w.job.Parts {
 		if p.Class == w.job.Class {
-			return p.Tree
+			return p
 		}
 	}
-	return nil
+	return p
 }
 
 // treeFits refuses a seal of a tree where the configuration does not have the slot hold one, or one that is protected
@@ -44,7 +44,7 @@ func (w *worker) treeFits(integrity string) error {
 	if integrity == "" {
 		return nil
 	}
-	if rule := w.rule(); config.Slim || rule == nil || rule.Integrity != integrity {
+	if rule := w.part().Tree; config.Slim || rule == nil || rule.Integrity != integrity {
 		return verify.Refuse(verify.Policy, "the slot holds a file tree with integrity=%s, and the configuration does not have that", integrity)
 	}
 	return nil

@@ -38,7 +38,10 @@ func TestTree(t *testing.T) {
 		t.Run(tt.integrity, func(t *testing.T) {
 			d := special(t, scene.Options{Config: treeConfig(tt.integrity)})
 			stick := d.update(t, "2.0", testsystem.Good, testsystem.Options{Format: tt.format}, scene.BundleOptions{ImageName: "rootfs." + tt.format, Rauc: tt.rauc})
-			image := d.disk(t, "tree")
+			image, err := d.Copy("tree.img", d.Disk) // stays
+			if err != nil {
+				t.Fatal(err)
+			}
 			vm := scene.Start(t, d.Machine(image, stick))
 			vm.Expect(scene.Patience, `lifeboat: installing 2\.0 to rootfs\.1 \(B\)\n`)
 			vm.Expect(scene.Patience, `lifeboat: installed 2\.0 to rootfs\.1 \(B\)\n`)
