@@ -14,6 +14,7 @@ import (
 
 // A distribution comes as an archive, runs from a file system on dm-integrity with a key, says good, and writes to its root.
 func TestDebianTree(t *testing.T) {
+	t.Parallel()
 	qemu.NeedKernel(t, "generic")
 	root, err := scene.Build()
 	if err != nil {
@@ -59,7 +60,7 @@ func TestDebianTree(t *testing.T) {
 	if r.Booted.Slot != "rootfs.1" || r.Booted.Authenticity != "keyed integrity" || !b.Good || b.Version != "2.0" {
 		t.Errorf("booted %+v, B %+v", r.Booted, b)
 	}
-	if got := vm.Run("findmnt", "-no", "FSTYPE,OPTIONS", "/"); !strings.HasPrefix(got, "ext4 rw,relatime,errors=remount-ro") {
+	if got := vm.Run("findmnt", "-no", "FSTYPE,OPTIONS", "/"); !strings.HasPrefix(strings.Join(strings.Fields(got), " "), "ext4 rw,relatime,errors=remount-ro") {
 		t.Errorf("/ is %q", got)
 	}
 	for _, w := range r.Workers {

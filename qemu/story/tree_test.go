@@ -25,6 +25,7 @@ const treeLabel = "a-label-of-trees"
 // A stick brings an archive: the slot holds a file system of it, which its system may write to, and what it writes is there at
 // the next boot, and after a power cut.
 func TestTree(t *testing.T) {
+	t.Parallel()
 	var damaged *staged
 	var disk string // of the last one
 	for _, tt := range []struct {
