@@ -12,7 +12,9 @@ import (
 // Sdboot returns the files of an ESP, by path, on which systemd-boot starts the first slot first. What an entry starts stands
 // in it: it is the same in a slot's entry and in its spare, and never changes.
 func Sdboot(c *config.Config, cmdline string, uki bool) map[string]string {
-	files := map[string]string{"loader/loader.conf": "timeout 0\neditor no\n"}
+	// Where it finds no entry it would offer the firmware's setup and go there, again at each start. A shell that is no program
+	// is an entry that fails: then the firmware goes on with the next of BootOrder.
+	files := map[string]string{"loader/loader.conf": "timeout 0\neditor no\nauto-firmware no\n", "shellx64.efi": "no shell\n"}
 	slots := c.BootSlots()
 	for i, s := range slots {
 		// All have the same sort-key, and none a version: what is left is the entry's name. 0: before what is not ours.

@@ -2,14 +2,15 @@ package story
 
 import (
 	"bytes"
+	"debug/pe"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"lifeboat/boot/sdboot"
 	"lifeboat/fat"
@@ -251,101 +252,145 @@ func efibootmgr(t *testing.T) map[string]string {
 	return files
 }
 
-// The real systemd-boot starts what the model does, and leaves the names that it does: in what this program writes, and in
-// what a cut, a person or other tools leave.
-func TestSdbootModel(t *testing.T) {
+// installs has a version come from a stick into a slot, with its own kernel or another one, and restarts into it.
+func (d *espDevice) installs(slot, version string, how testsystem.Behaviour, kernel string) {
+	d.t.Helper()
+	b := d.brings(version, how, testsystem.Options{})
+	if kernel != "" {
+		b = d.bundle(d.t, version+".raucb", version, how, testsystem.Options{}, scene.BundleOptions{With: map[string]string{"boot": kernel}})
+	}
+	d.PlugStick(qemu.Stick{Name: "v" + version[:1], File: d.stick(d.t, version, b)})
+	d.Reset()
+	d.Expect(2*scene.Patience, fmt.Sprintf(`lifeboat: installed %s to rootfs\.%d \(%s\)\n`, version, slot[0]-'A', slot))
+	d.Expect(scene.Patience, `lifeboat: restarting into slot `+slot)
+}
+
+// fallsBack waits until a system runs again in which nothing has changed.
+func (d *espDevice) fallsBack(from, to, version, reason string) {
+	d.t.Helper()
+	d.Expect(2*scene.Patience, fmt.Sprintf(`lifeboat: fallback from %s to %s reason=%s\n`, from, to, reason))
+	d.runs(to, version, ".*")
+}
+
+// deadUKI is a unified image whose first instruction is a loop.
+func (d *espDevice) deadUKI() string {
+	d.t.Helper()
+	file, err := d.UKI("dead.efi", "", "none")
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	p, err := pe.Open(file)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer p.Close()
+	entry := p.OptionalHeader.(*pe.OptionalHeader64).AddressOfEntryPoint
+	b, err := os.ReadFile(file)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	for _, s := range p.Sections {
+		if entry >= s.VirtualAddress && entry < s.VirtualAddress+s.Size {
+			copy(b[s.Offset+entry-s.VirtualAddress:], []byte{0xeb, 0xfe})
+		}
+	}
+	if err := os.WriteFile(file, b, 0o644); err != nil {
+		d.t.Fatal(err)
+	}
+	return file
+}
+
+// hangs waits until a kernel is in its loop, and a person has switched the device off and on.
+func (d *espDevice) hangs() {
+	d.t.Helper()
+	d.Expect(scene.Patience, `BdsDxe: starting Boot\d{4}`)
+	time.Sleep(5 * time.Second)
+	d.Cut()
+}
+
+// misfortunes are what is to become of the slot that is not B, in which a version runs and stays: a system that crashes, a kernel that
+// hangs before there is an early boot, a system that hangs after the hand-over. Then both slots are lost, and a stick comes.
+func (d *espDevice) misfortunes(runs string, hung func()) {
+	d.t.Helper()
+	d.installs("A", "3.0", testsystem.Panic, "")
+	d.Expect(scene.Patience, `SYSTEM UP version=3\.0`)
+	d.fallsBack("A", "B", runs, "panic")
+	d.PullStick("v3")
+
+	d.installs("A", "4.0", testsystem.Good, d.deadUKI())
+	d.hangs()
+	hung()
+	d.PowerOn()
+	d.fallsBack("A", "B", runs, "exhausted")
+	d.PullStick("v4")
+
+	d.installs("A", "5.0", testsystem.Hang, "")
+	d.Expect(scene.Patience, `SYSTEM HANGS: <nil>\n`)
+	d.Event(scene.Patience, "WATCHDOG")
+	d.fallsBack("A", "B", runs, "watchdog")
+	d.PullStick("v5")
+
+	d.Cut()
+	for _, slot := range []string{"rootfs.0", "rootfs.1"} {
+		edit(d.t, d.image, slot, func(b []byte) { clear(b[len(b)-128<<10:]) })
+	}
+	d.PowerOn()
+	d.Expect(scene.Patience, `lifeboat: rescue reason=`)
+	d.PlugStick(qemu.Stick{Name: "repair", File: d.stick(d.t, "repair", d.brings("6.0", testsystem.Good, testsystem.Options{}))})
+	d.Expect(2*scene.Patience, `lifeboat: installed 6\.0 to rootfs\.\d \(([AB])\)\n`)
+	if v := d.Ready(); v != "6.0" {
+		d.t.Fatalf("version %s", v)
+	}
+}
+
+// An update that is good, and all that may happen to the next ones, with systemd-boot.
+func TestSdbootMisfortunes(t *testing.T) {
 	needTime(t)
-	qemu.NeedKernel(t, "generic")
-	s := scene.At(t.TempDir(), "", qemu.Kernel{})
-	loaders, err := scene.Loaders()
-	if err != nil {
+	t.Parallel()
+	d := startESP(t, "sdboot", "", nil)
+	d.runs("A", "1.0", ".*")
+	d.installs("B", "2.0", testsystem.Good, "")
+	d.runs("B", "2.0", "trial tries=0")
+	d.PullStick("v2")
+	if told := d.told(); told != "B8A8" {
+		t.Errorf("when B is good systemd-boot is told %s", told)
+	}
+	d.misfortunes("2.0", func() {
+		if told := d.told(); !strings.HasPrefix(told, "A0B") {
+			t.Errorf("when A's kernel hangs systemd-boot has %s", told)
+		}
+	})
+}
+
+// The same with the firmware alone. Variables that are lost are made again.
+func TestEFIMisfortunes(t *testing.T) {
+	needTime(t)
+	t.Parallel()
+	d := startESP(t, "efi", testsystem.Silent, nil)
+	d.falls("B", "2.0", "A", "1.0", ".*")
+	d.PullStick("first")
+	first := func(slot string) {
+		t.Helper()
+		out := d.Run("/usr/bin/efibootmgr")
+		m := regexp.MustCompile(`(?m)^BootOrder: (\w{4})`).FindStringSubmatch(out)
+		if m == nil || !regexp.MustCompile(`(?m)^Boot`+m[1]+`\* `+slot+`\b`).MatchString(out) || strings.Contains(out, "BootNext") {
+			t.Errorf("of %s efibootmgr says\n%s", slot, out)
+		}
+	}
+	first("A")
+	d.installs("B", "2.1", testsystem.Good, "")
+	d.runs("B", "2.1", "trial tries=0")
+	first("B")
+	d.PullStick("v2")
+	d.Cut()
+	if err := os.Remove(d.image + ".vars"); err != nil {
 		t.Fatal(err)
 	}
-	loader, err := os.ReadFile(filepath.Join(loaders, "usr/lib/systemd/boot/efi/systemd-bootx64.efi"))
-	if err != nil {
+	if _, err := d.FirmwareMachine(scene.OVMF, d.image); err != nil { // as they leave the factory
 		t.Fatal(err)
 	}
-	esp := map[string][]byte{"EFI/BOOT/BOOTX64.EFI": loader, "loader/loader.conf": []byte("timeout 0\n")}
-	names := []string{"A", "B"}
-	for _, slot := range names { // what is started says so, and restarts
-		cfg, out := s.Path(slot+".cfg"), s.Path(slot+".efi")
-		text := "serial --unit=0 --speed=115200\nterminal_output serial\necho STARTED " + slot + "\nreboot\n"
-		if err := os.WriteFile(cfg, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		if text, err := exec.Command("grub-mkimage", "-O", "x86_64-efi", "-o", out, "-p", "/", "-c", cfg, "echo", "serial", "terminal", "reboot").CombinedOutput(); err != nil {
-			t.Fatalf("grub-mkimage: %v\n%s", err, text)
-		}
-		if esp["EFI/lifeboat/"+slot+".efi"], err = os.ReadFile(out); err != nil {
-			t.Fatal(err)
-		}
-	}
-	chains := []struct {
-		starts int
-		files  []string
-	}{
-		{2, []string{"53-B+3-0.conf", "53-B+2-1.conf", "52-A+2-0.conf"}},        // the next name is taken: it does not count
-		{4, []string{"53-B+3-1.conf", "53-B+3-0.conf", "52-A+2-0.conf"}},        // what is written instead
-		{6, []string{"53-B+3-0.conf", "52-A+2-0.conf", "00-A.off", "00-B.off"}}, // and on when nothing has tries left
-		{4, []string{"53-B+1-0.conf", "51-B.conf", "52-A+1-0.conf", "00-B.off"}},
-		{3, []string{"52-A.conf", "53-B+0-3.conf"}},
-		{7, []string{"52-A+2.conf", "53-b+4-7.conf"}},
-		{9, []string{"99-A+1-0.conf", "00-B+9-0.conf", "00-A.off"}},
-		{3, []string{"52-A+2-1.conf", "53-B+3-0.off"}},
-		{5, []string{"10-A+2-9.conf", "09-B+2-99.conf"}},
-		{4, []string{"53-B+0-1.conf", "54-A+0-1.conf"}},
-		{12, []string{"50-A+9-0.conf", "60-B+2-0.conf"}},
-	}
-	states := 0
-	for i, chain := range chains {
-		for _, f := range chain.files {
-			slot := strings.ToUpper(f[3:4])
-			esp["loader/entries/"+f] = []byte("title " + slot + "\nsort-key 0\nefi /EFI/lifeboat/" + slot + ".efi\n")
-		}
-		image, err := s.FAT(fmt.Sprintf("esp.%d", i), 40<<20, esp)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, f := range chain.files {
-			delete(esp, "loader/entries/"+f)
-		}
-		m, err := s.FirmwareMachine(scene.OVMF, image)
-		if err != nil {
-			t.Fatal(err)
-		}
-		m.NoReboot = true
-		var vm *qemu.Device
-		files := chain.files
-		for range chain.starts {
-			want, after := sdboot.Run(files, names)
-			if vm == nil {
-				vm = qemu.Test(t, m)
-			} else {
-				vm.PowerOn()
-			}
-			got := vm.Expect(scene.Patience, `STARTED ([AB])`)[1]
-			vm.Off(scene.Patience)
-			b, err := os.ReadFile(image)
-			if err != nil {
-				t.Fatal(err)
-			}
-			f, err := fat.Open(bytes.NewReader(b), int64(len(b)))
-			if err != nil {
-				t.Fatal(err)
-			}
-			now, err := sdboot.Unmounted{FS: f}.Names()
-			if err != nil {
-				t.Fatal(err)
-			}
-			slices.Sort(now)
-			after = slices.Sorted(slices.Values(after))
-			if got != want || !slices.EqualFunc(now, after, strings.EqualFold) {
-				t.Errorf("%q: starts %s and leaves %q, the model %s and %q", files, got, now, want, after)
-			}
-			states++
-			files = now
-		}
-		t.Logf("%q and on: %d states", chain.files, chain.starts)
-	}
-	t.Logf("figure: systemd-boot: %d states as its model says", states)
+	d.PowerOn()
+	d.runs("B", "2.1", ".*")
+	first("B")
+	d.misfortunes("2.1", func() {})
 }
