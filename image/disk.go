@@ -337,7 +337,9 @@ func (o *DiskOptions) openBundle(ctx context.Context, f *filling) error {
 			return verify.Refuse(verify.Policy, "it has %d images, the device takes %d", len(m.Images), n)
 		}
 	}
-	f.image, err = m.Find(f.slot.Class)
+	if f.image, err = m.Find(f.slot.Class); err == nil && m.Images[f.image].Archive() {
+		return verify.Refuse(verify.Policy, "image %s is an archive, of which only a device makes a file system: leave the slot empty, and start the disk with this bundle on a stick", f.slot.Class)
+	}
 	return err
 }
 
