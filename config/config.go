@@ -59,6 +59,7 @@ type Config struct {
 	Watchdog Watchdog
 	Rescue   Rescue
 	Loader   Loader
+	Data     Data
 
 	Raw      []byte   // the file as it was read
 	Warnings []string // each with its line
@@ -214,6 +215,14 @@ func (c *Config) setter(name string) func(entry) error {
 		return c.rescue
 	case "fallback":
 		return c.fallback
+	case "data", "overlay":
+		if Slim {
+			return func(entry) error { return nil } // of a program that has no data partition
+		}
+		if name == "data" {
+			return c.data
+		}
+		return c.overlay
 	}
 	return nil
 }

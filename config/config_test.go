@@ -324,7 +324,10 @@ func TestExample(t *testing.T) {
 		t.Errorf("keys behind # are not all there: %+v", long)
 	}
 	long.USB.Files, long.USB.Require, long.USB.LED, long.Watchdog, long.Rescue.GPIO, long.Rescue.Key = nil, "", "", Watchdog{}, "", 0
-	long.Loader = short.Loader
+	if d := long.Data; d.Device == "" || d.Mount == "" || len(d.Overlays) != 2 {
+		t.Errorf("the data partition: %+v", d)
+	}
+	long.Loader, long.Data = short.Loader, short.Data
 	long.Raw = short.Raw
 	if diff := cmp.Diff(short, long); diff != "" {
 		t.Errorf("defaults in the example differ from the real ones:\n%s", diff)
@@ -374,4 +377,31 @@ func FuzzConfig(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestData(t *testing.T) {
+	c, err := Parse([]byte(minimal + "[data]\ndevice=PARTLABEL=data\ntype=ext4\nmount=/data\nintegrity=crc32c\n[overlay]\n/var=per-slot\n/etc=shared\non-update=clear\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Data{
+		Device: "PARTLABEL=data", Mount: "/data", Integrity: "crc32c", OnError: "continue",
+		Overlays: []Overlay{{Path: "/etc"}, {Path: "/var", PerSlot: true}}, Clear: true,
+	}
+	if d := cmp.Diff(want, c.Data); d != "" {
+		t.Error(d)
+	}
+	if got := c.Integrities(); len(got) != 1 || got[0] != "crc32c" {
+		t.Errorf("%q", got)
+	}
+	for _, bad := range []string{
+		"[data]\nmount=/data\n", "[overlay]\n/etc=shared\n", "[data]\ndevice=PARTLABEL=data\ntype=xfs\n", "[data]\ndevice=PARTLABEL=state\n",
+		"[data]\ndevice=PARTLABEL=data\non-error=panic\n", "[data]\ndevice=PARTLABEL=data\nlabel=seventeen letters\n",
+		"[data]\ndevice=PARTLABEL=data\nmount=/var\n[overlay]\n/var/lib=shared\n", "[data]\ndevice=PARTLABEL=data\n[overlay]\n/etc=shared\n/etc/x=shared\n",
+		"[data]\ndevice=PARTLABEL=data\n[overlay]\n/etc=yes\n", "[data]\ndevice=PARTLABEL=data\n[overlay]\netc=shared\n", "[data]\ndevice=PARTLABEL=data\n[overlay]\n/a,b=shared\n",
+	} {
+		if c, err := Parse([]byte(minimal + bad)); err == nil {
+			t.Errorf("%q: %+v", bad, c.Data)
+		}
+	}
 }

@@ -166,7 +166,7 @@ func (c *Config) checkSlots(lines map[string]int) error {
 	devices := map[string]string{}
 	perClass := map[string]int{}
 	boot, most := 0, 0
-	for _, taken := range []struct{ device, by string }{{c.StateDevice, "[state]"}, {c.StagingDevice, "[staging]"}} {
+	for _, taken := range []struct{ device, by string }{{c.StateDevice, "[state]"}, {c.StagingDevice, "[staging]"}, {c.Data.Device, "[data]"}} {
 		if taken.device == "" {
 			continue
 		}
@@ -229,7 +229,7 @@ func (c *Config) checkSlots(lines map[string]int) error {
 		return fmt.Errorf("slots of %d classes have a bootname: a bundle's image for one could not be booted in the other", len(perClass))
 	}
 	if !Slim {
-		if err := c.checkLoaders(lines, perClass); err != nil {
+		if err := errors.Join(c.checkLoaders(lines, perClass), c.checkData()); err != nil {
 			return err
 		}
 	}

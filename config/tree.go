@@ -17,6 +17,9 @@ func (c *Config) Integrities() (all []string) {
 			all = append(all, s.Tree.Integrity)
 		}
 	}
+	if i := c.Data.Integrity; i != "" && i != "none" && !slices.Contains(all, i) {
+		all = append(all, i)
+	}
 	return all
 }
 

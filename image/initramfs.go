@@ -92,7 +92,7 @@ func Initramfs(ctx context.Context, o InitramfsOptions, out string) (*InitramfsR
 	}
 	report := &InitramfsReport{Config: c}
 	nodes = append(nodes, textNode(buildName, strconv.FormatInt(o.Build.Unix(), 10)+"\n"))
-	if c.Trees() {
+	if c.Trees() || c.Data.Device != "" {
 		template, err := emptyExt4(ctx)
 		if err != nil {
 			return nil, err
@@ -126,6 +126,12 @@ func Initramfs(ctx context.Context, o InitramfsOptions, out string) (*InitramfsR
 		}
 		if len(integrities) > 0 {
 			features = append(features, integrityFeature)
+		}
+		if c.Data.Device != "" {
+			features = append(features, "ext4")
+		}
+		if len(c.Data.Overlays) > 0 {
+			features = append(features, "overlay")
 		}
 		modules, count, err := moduleNodes(k, features, o.Modules, c.Watchdog)
 		if err != nil {
@@ -296,7 +302,7 @@ func compress(ctx context.Context, b []byte, ext string) (packed []byte, how str
 // knows variables on raw flash and slots that take archives, "init" does not, "init-raw" talks to none.
 func InitFor(c *config.Config) string {
 	switch {
-	case len(c.Loaders()) > 0, c.Trees(), c.Bootloader != "raw" && config.Flash(c.Loader.Device):
+	case len(c.Loaders()) > 0, c.Trees(), c.Data.Device != "", c.Bootloader != "raw" && config.Flash(c.Loader.Device):
 		return "init-full"
 	case c.Bootloader == "raw":
 		return "init-raw"

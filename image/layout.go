@@ -108,7 +108,9 @@ func layout(c *config.Config, sizes map[string]int64) ([]Place, int64, error) {
 		}
 		errs = append(errs, add(s.Device, s.Name, s.Name, n))
 	}
-	if !slices.ContainsFunc(places, func(p Place) bool { return p.Label == dataLabel }) {
+	if c.Data.Device != "" {
+		errs = append(errs, add(c.Data.Device, dataLabel, "", size(dataLabel, besideSize)))
+	} else if !slices.ContainsFunc(places, func(p Place) bool { return p.Label == dataLabel }) {
 		errs = append(errs, add("", dataLabel, "", size(dataLabel, besideSize)))
 	}
 	if err := errors.Join(errs...); err != nil {

@@ -21,11 +21,13 @@ import (
 //	    20    4  CRC-32C of all that follows
 //	    24       of each block its number in 4 bytes, growing, and 4096 bytes
 const (
+	Block = 4096 // bytes of a block of such a file system
+
 	templateMagic   = "lfbtEXT4"
 	templateVersion = 1
 	templateHead    = 24
 	templateBlocks  = 4096
-	ext4Block       = 4096
+	ext4Block       = Block
 	ext4MaxBlocks   = 1 << 20 // of a template: 4 GiB
 	ext4Group       = 1 << 15 // blocks of a group
 	groupTables     = 64      // blocks at the beginning of a group that may hold backups and the bitmaps of 16 groups

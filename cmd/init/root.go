@@ -105,6 +105,9 @@ func (s *slotDoor) Start(slot string, f slots.Facts, with []update.Member) (err 
 			return err
 		}
 	}
+	if !config.Slim && s.d.cfg.Data.Device != "" {
+		return s.data(slot, f)
+	}
 	return nil
 }
 
@@ -235,6 +238,9 @@ func (d *device) handOver(s update.Started) {
 	}
 	for slot := range d.slots {
 		_ = dm.Remove(filePrefix + slot) // the running system may mount what the files lie in
+	}
+	if !config.Slim {
+		_ = unix.Unmount(dataDir, unix.MNT_DETACH) // the system has it
 	}
 	d.show.shell.close()
 	d.con.say(status.StartingLine(d.cfg.Init))

@@ -1,0 +1,122 @@
+package data
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"lifeboat/disk"
+	"lifeboat/dm"
+	"lifeboat/tree"
+)
+
+// Names for the device-mapper: the partition without its label, and dm-integrity on it.
+const (
+	roomName = "lifeboat-data-room"
+	Name     = "lifeboat-data"
+)
+
+// Volume is the data partition as the kernel opens it.
+type Volume struct {
+	Block disk.Block
+	Key   []byte // of hmac-sha256
+}
+
+// Open opens what Make made and returns the path of the block device with the file system. dm.ErrIntegrity and
+// dm.ErrIntegrityKey say that something else is there.
+func (v Volume) Open(l Label) (path string, err error) {
+	v.Close()
+	if l.Integrity == "none" {
+		return v.room(Name)
+	}
+	room, err := v.room(roomName)
+	if err == nil {
+		path, err = dm.OpenIntegrity(Name, room, v.integrity(l), false)
+	}
+	if err != nil {
+		v.Close()
+	}
+	return path, err
+}
+
+// Close takes the devices of Open away; those that are not there are no error.
+func (v Volume) Close() {
+	_ = dm.Remove(Name)
+	_ = dm.Remove(roomName)
+}
+
+func (v Volume) integrity(l Label) dm.Integrity {
+	return dm.Integrity{Hash: l.Integrity, Key: v.Key}
+}
+
+func (v Volume) room(name string) (path string, err error) {
+	dev := strconv.Itoa(int(v.Block.Major)) + ":" + strconv.Itoa(int(v.Block.Minor))
+	return dm.Open(name, false, dm.Target{Sectors: uint64(Room(v.Block.Size) / 512), Type: "linear", Args: dev + " 0"})
+}
+
+// Make makes the partition what l says, with an empty ext4 of its whole size: from template, and made larger by the kernel, for
+// which it is mounted at dir for a moment. It is durable when Make returns; after a cut before, anything is there.
+func (v Volume) Make(l Label, template []byte, label, dir string) error {
+	v.Close()
+	if l.Integrity != "none" {
+		room, err := v.room(roomName)
+		if err == nil {
+			err = dm.FormatIntegrity(Name, room, v.integrity(l))
+		}
+		if err != nil {
+			v.Close()
+			return err
+		}
+	}
+	path, err := v.Open(l)
+	if err != nil {
+		return err
+	}
+	defer v.Close()
+	dev, err := disk.Open(path, true)
+	if err != nil {
+		return err
+	}
+	defer dev.Close()
+	if err := tree.Format(dev, template, l.ID, label); err != nil {
+		return err
+	}
+	if err := unix.Mount(path, dir, "ext4", unix.MS_NODEV|unix.MS_NOSUID, ""); err != nil {
+		return fmt.Errorf("mount the new data partition: %w", err)
+	}
+	err = grow(dir, uint64(dev.Size())/tree.Block)
+	return errors.Join(err, unix.Unmount(dir, 0), dev.Flush())
+}
+
+// grow makes a mounted ext4 as large as so many blocks.
+func grow(dir string, blocks uint64) error {
+	const resize = 1<<30 | 8<<16 | 'f'<<8 | 16 // EXT4_IOC_RESIZE_FS, _IOW('f', 16, u64)
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), resize, uintptr(unsafe.Pointer(&blocks))); e != 0 {
+		return fmt.Errorf("make the data partition's file system larger: %w", e)
+	}
+	return nil
+}
+
+// Mount mounts the file system; what a power cut left in its journal is written first. After an error that the kernel finds in it
+// later nothing more is written. salvage mounts it for reading even where that is not possible.
+func Mount(path, dir string, salvage bool) (readOnly bool, err error) {
+	const flags = unix.MS_NODEV | unix.MS_NOSUID
+	err = unix.Mount(path, dir, "ext4", flags, "errors=remount-ro")
+	if err == nil || !salvage {
+		return false, err
+	}
+	for _, options := range []string{"", "noload"} { // the latter leaves a journal alone that cannot be read
+		if unix.Mount(path, dir, "ext4", flags|unix.MS_RDONLY, options) == nil {
+			return true, err
+		}
+	}
+	return false, err
+}

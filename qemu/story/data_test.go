@@ -1,0 +1,95 @@
+package story
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"lifeboat/disk"
+	"lifeboat/qemu/scene"
+	"lifeboat/qemu/testsystem"
+)
+
+// A root behind dm-verity has a data partition with dm-integrity and an /etc that can be written: made at the first boot, there
+// after a power cut, cleared by an update; with another key, damaged or erased it is never made again, and said.
+func TestData(t *testing.T) {
+	t.Parallel()
+	d := special(t, scene.Options{Config: map[string]string{
+		"data device": "PARTLABEL=data", "data integrity": "hmac-sha256", "data mount": "/var", "data label": "data",
+		"overlay /etc": "shared", "overlay on-update": "clear",
+	}})
+	image := d.disk(t, "data")
+	stick := d.update(t, "2.0", testsystem.Good, testsystem.Options{}, scene.BundleOptions{})
+	m := d.Machine(image)
+	vm := scene.Start(t, m)
+	vm.Expect(scene.Patience, `lifeboat: made the data partition\n`)
+	vm.Ready()
+	vm.Run("write", "/etc/mine", "kept")
+	vm.Run("write", "/var/data", "kept")
+	vm.Type("reboot\n")
+	vm.Ready()
+	vm.Run("write", "/var/late", "lost-or-not")
+	vm.Cut()
+	vm.PowerOn()
+	vm.Ready()
+	for _, f := range []string{"/etc/mine", "/var/data"} {
+		if got := vm.Run("cat", f); got != "kept" {
+			t.Errorf("%s holds %q", f, got)
+		}
+	}
+	if notes := vm.Status().Notes; len(notes) > 0 {
+		t.Errorf("%q", notes)
+	}
+	if n := strings.Count(vm.Console(), "made the data partition"); n != 1 {
+		t.Errorf("made %d times", n)
+	}
+	vm.Cut()
+	m.Sticks = d.Machine(image, stick).Sticks
+	vm = scene.Start(t, m)
+	if v := vm.Ready(); v != "2.0" {
+		t.Fatalf("version %s", v)
+	}
+	if list := vm.Run("ls", "/etc"); strings.Contains(list, "mine") {
+		t.Errorf("/etc of the new system: %q", list)
+	}
+	if got := vm.Run("cat", "/var/data"); got != "kept" {
+		t.Errorf("data after an update: %q", got)
+	}
+	vm.Cut()
+	// dm-integrity's superblock and then all of the partition is gone: the system starts, and an overlay lasts as long as it does.
+	for _, n := range []int64{4096, 64 << 20} {
+		erase(t, image, n)
+		vm.PowerOn()
+		vm.Expect(scene.Patience, `lifeboat: data partition: .*on-error=continue\n`)
+		vm.Ready()
+		vm.Run("write", "/etc/mine", "new")
+		vm.Cut()
+	}
+}
+
+// erase writes zeros over the first n bytes of the data partition.
+func erase(t *testing.T, image string, n int64) {
+	t.Helper()
+	f, err := os.OpenFile(image, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts, err := disk.Partitions(f, info.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range parts {
+		if p.Name == "data" {
+			if _, err := f.WriteAt(make([]byte, min(n, p.Size)), p.Start); err != nil {
+				t.Fatal(err)
+			}
+			return
+		}
+	}
+	t.Fatal("no data partition")
+}
