@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
+	"lifeboat/config"
 	"lifeboat/disk"
 	"lifeboat/disk/crash"
 )
@@ -231,4 +233,57 @@ func TestLayers(t *testing.T) {
 	if d := cmp.Diff([]string{"bb", "trash-ee"}, names()); d != "" {
 		t.Error(d)
 	}
+}
+
+// The kernel lays a layer over a folder: what is written is there at the next boot, and shown where nothing can be written; it
+// is not there for another system.
+func TestOverlay(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	base, lower := t.TempDir(), t.TempDir()
+	if err := unix.Mount("tmpfs", base, "tmpfs", 0, ""); err != nil {
+		t.Skip("no mounts here: ", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(base, unix.MNT_DETACH) })
+	if err := os.WriteFile(filepath.Join(lower, "old"), []byte("old"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	o := config.Overlay{Path: "/etc"}
+	boot := func(root byte, readOnly bool) {
+		t.Helper()
+		if err := Overlay(base, o, "rootfs.0", [32]byte{root}, true, readOnly, lower, lower); err != nil {
+			t.Skipf("no overlay here: %v", err)
+		}
+	}
+	end := func() {
+		t.Helper()
+		if err := unix.Unmount(lower, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read := func(name string) string { b, _ := os.ReadFile(filepath.Join(lower, name)); return string(b) }
+	boot(1, false)
+	if err := os.WriteFile(filepath.Join(lower, "new"), []byte("new"), 0o644); err != nil {
+		t.Error(err)
+	}
+	end()
+	if read("new") != "" {
+		t.Error("it was written to the folder itself")
+	}
+	for _, readOnly := range []bool{false, true} {
+		boot(1, readOnly)
+		if read("new") != "new" || read("old") != "old" {
+			t.Errorf("read-only %v: %q %q", readOnly, read("new"), read("old"))
+		}
+		if err := os.WriteFile(filepath.Join(lower, "more"), nil, 0o644); (err != nil) != readOnly {
+			t.Errorf("read-only %v: %v", readOnly, err)
+		}
+		end()
+	}
+	boot(2, false)
+	if read("new") != "" || read("old") != "old" {
+		t.Errorf("another system sees %q", read("new"))
+	}
+	end()
 }
