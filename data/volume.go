@@ -3,8 +3,8 @@ package data
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strconv"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -87,22 +87,11 @@ func (v Volume) Make(l Label, template []byte, label, dir string) error {
 	if err := unix.Mount(path, dir, "ext4", unix.MS_NODEV|unix.MS_NOSUID, ""); err != nil {
 		return fmt.Errorf("mount the new data partition: %w", err)
 	}
-	err = grow(dir, uint64(dev.Size())/tree.Block)
+	folder, err := os.Open(dir)
+	if err == nil {
+		err = errors.Join(tree.Grow(folder, uint64(dev.Size())/tree.Block), folder.Close())
+	}
 	return errors.Join(err, unix.Unmount(dir, 0), dev.Flush())
-}
-
-// grow makes a mounted ext4 as large as so many blocks.
-func grow(dir string, blocks uint64) error {
-	const resize = 1<<30 | 8<<16 | 'f'<<8 | 16 // EXT4_IOC_RESIZE_FS, _IOW('f', 16, u64)
-	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), resize, uintptr(unsafe.Pointer(&blocks))); e != 0 {
-		return fmt.Errorf("make the data partition's file system larger: %w", e)
-	}
-	return nil
 }
 
 // Mount mounts the file system; what a power cut left in its journal is written first. After an error that the kernel finds in it

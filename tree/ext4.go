@@ -3,8 +3,13 @@ package tree
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"hash/crc32"
 	"io"
+	"os"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"lifeboat/disk"
 	"lifeboat/verify"
@@ -158,6 +163,15 @@ func Format(dev disk.Device, template []byte, uuid [16]byte, label string) error
 	flush()
 	if err != nil {
 		return verify.Refuse(verify.IO, "make the file system: %w", err)
+	}
+	return nil
+}
+
+// Grow makes the mounted file system with an open folder as large as so many blocks.
+func Grow(folder *os.File, blocks uint64) error {
+	const resize = 1<<30 | 8<<16 | 'f'<<8 | 16 // EXT4_IOC_RESIZE_FS, _IOW('f', 16, u64)
+	if _, _, e := unix.Syscall(unix.SYS_IOCTL, folder.Fd(), resize, uintptr(unsafe.Pointer(&blocks))); e != 0 {
+		return fmt.Errorf("make the file system %d blocks large: %w", blocks, e)
 	}
 	return nil
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -129,16 +128,12 @@ func (t *Trees) make(slot string) (folder *os.File, err error) {
 	if folder, err = t.mount(path, 0); err != nil {
 		return nil, err
 	}
-	// The kernel makes it as large as the slot.
-	blocks := uint64(size / 4096)
-	if _, _, e := unix.Syscall(unix.SYS_IOCTL, folder.Fd(), resizeFS, uintptr(unsafe.Pointer(&blocks))); e != 0 {
+	if err := tree.Grow(folder, uint64(size)/tree.Block); err != nil {
 		folder.Close()
-		return nil, fmt.Errorf("make the file system %d blocks large: %w", blocks, e)
+		return nil, err
 	}
 	return folder, nil
 }
-
-const resizeFS = 0x40086610 // EXT4_IOC_RESIZE_FS
 
 // Folder opens the top folder of the file system in a slot: of an empty one that is made, or of what is there, read-only. done
 // returns when all of it is on the medium and nothing is left of the mount.
