@@ -24,6 +24,7 @@ import (
 	"lifeboat/boot/raw"
 	"lifeboat/config"
 	"lifeboat/confine"
+	"lifeboat/data"
 	"lifeboat/disk"
 	"lifeboat/dm"
 	"lifeboat/status"
@@ -405,7 +406,7 @@ func (s *session) show(out io.Writer, asJSON bool) error {
 		}
 		fmt.Fprintf(out, "With     %s%s (%s)\n", w.Slot, at, cmp.Or(w.Mapped, "a file on "+w.Device))
 	}
-	for _, name := range append([]string{"lifeboat-root"}, mapped(r.Booted.With)...) {
+	for _, name := range append([]string{"lifeboat-root", data.Name}, mapped(r.Booted.With)...) {
 		if n, err := dm.IntegrityMismatches(name); err == nil && n > 0 {
 			fmt.Fprintf(out, "Damage   %d reads of %s met a block that is not what was written\n", n, name)
 		}

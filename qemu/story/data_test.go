@@ -14,10 +14,11 @@ import (
 // after a power cut, cleared by an update; with another key, damaged or erased it is never made again, and said.
 func TestData(t *testing.T) {
 	t.Parallel()
-	d := special(t, scene.Options{Config: map[string]string{
+	conf := map[string]string{
 		"data device": "PARTLABEL=data", "data integrity": "hmac-sha256", "data mount": "/var", "data label": "data",
 		"overlay /etc": "shared", "overlay on-update": "clear",
-	}})
+	}
+	d := special(t, scene.Options{Config: conf})
 	image := d.disk(t, "data")
 	stick := d.update(t, "2.0", testsystem.Good, testsystem.Options{}, scene.BundleOptions{})
 	m := d.Machine(image)
@@ -65,6 +66,19 @@ func TestData(t *testing.T) {
 		vm.Run("write", "/etc/mine", "new")
 		vm.Cut()
 	}
+	// Whoever cannot do without it has the device wait in rescue.
+	strict := *d.Scene
+	strict.Conf, strict.Initrd = d.Path("strict.conf"), d.Path("strict.initramfs")
+	conf["data on-error"] = "rescue"
+	if err := os.WriteFile(strict.Conf, []byte(scene.Config(conf)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := strict.MakeInitrd(strict.Initrd); err != nil {
+		t.Fatal(err)
+	}
+	vm = scene.Start(t, strict.Machine(image))
+	vm.Expect(scene.Patience, `lifeboat: data partition: .*on-error=rescue\n`)
+	vm.Expect(scene.Patience, `lifeboat: rescue reason=no-slot\n`)
 }
 
 // erase writes zeros over the first n bytes of the data partition.
