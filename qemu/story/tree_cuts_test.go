@@ -81,7 +81,14 @@ func TestTreeCuts(t *testing.T) {
 	}
 	rng := rand.New(rand.NewPCG(1, 2))
 	for i := range n {
-		state := trace.Pick(rng, crash.Options{})
+		// dm-integrity relies on sectors being written whole. Where one in its journal is not, the kernel refuses the device, and
+		// the other slot boots.
+		torn := i%5 == 4
+		o := crash.Options{}
+		if !torn {
+			o.Atomic = crash.Range{Len: trace.Base.Size()}
+		}
+		state := trace.Pick(rng, o)
 		t.Run(fmt.Sprint(i), func(t *testing.T) {
 			t.Parallel()
 			disk := filepath.Join(t.TempDir(), "disk.img")
@@ -89,7 +96,12 @@ func TestTreeCuts(t *testing.T) {
 				t.Fatal(err)
 			}
 			vm := scene.Start(t, d.Machine(disk))
-			if v := vm.Ready(); v != "2.0" {
+			v := vm.Ready()
+			if v == "1.0" && torn && strings.Contains(vm.Console(), "fallback from B to A reason=verity-error\n") {
+				t.Logf("%s: the other slot", state)
+				return
+			}
+			if v != "2.0" {
 				t.Fatalf("%s: version %s", state, v)
 			}
 			exits(t, vm, 0, "Pass 5", "/bin/busybox", "sh", "/look")
