@@ -13,11 +13,8 @@ import (
 	"lifeboat/tree"
 )
 
-// Names for the device-mapper: the partition without its label, and dm-integrity on it.
-const (
-	roomName = "lifeboat-data-room"
-	Name     = "lifeboat-data"
-)
+// Name is the data partition for the device-mapper, without its label.
+const Name = "lifeboat-data"
 
 // Volume is the data partition as the kernel opens it.
 type Volume struct {
@@ -27,51 +24,21 @@ type Volume struct {
 
 // Open opens what Make made and returns the path of the block device with the file system. dm.ErrIntegrity and
 // dm.ErrIntegrityKey say that something else is there.
-func (v Volume) Open(l Label) (path string, err error) {
+func (v Volume) Open(l Label) (path string, err error) { return v.open(l, false) }
+
+func (v Volume) open(l Label, format bool) (path string, err error) {
 	v.Close()
-	if l.Integrity == "none" {
-		return v.room(Name)
-	}
-	room, err := v.room(roomName)
-	if err == nil {
-		path, err = dm.OpenIntegrity(Name, room, v.integrity(l), false)
-	}
-	if err != nil {
-		v.Close()
-	}
-	return path, err
+	dev := strconv.Itoa(int(v.Block.Major)) + ":" + strconv.Itoa(int(v.Block.Minor))
+	return dm.OpenFirst(Name, dev, uint64(Room(v.Block.Size)/512), dm.Integrity{Hash: l.Integrity, Key: v.Key}, false, format)
 }
 
 // Close takes the devices of Open away; those that are not there are no error.
-func (v Volume) Close() {
-	_ = dm.Remove(Name)
-	_ = dm.Remove(roomName)
-}
-
-func (v Volume) integrity(l Label) dm.Integrity {
-	return dm.Integrity{Hash: l.Integrity, Key: v.Key}
-}
-
-func (v Volume) room(name string) (path string, err error) {
-	dev := strconv.Itoa(int(v.Block.Major)) + ":" + strconv.Itoa(int(v.Block.Minor))
-	return dm.Open(name, false, dm.Target{Sectors: uint64(Room(v.Block.Size) / 512), Type: "linear", Args: dev + " 0"})
-}
+func (v Volume) Close() { _ = dm.CloseFirst(Name) }
 
 // Make makes the partition what l says, with an empty ext4 of its whole size: from template, and made larger by the kernel, for
 // which it is mounted at dir for a moment. It is durable when Make returns; after a cut before, anything is there.
 func (v Volume) Make(l Label, template []byte, label, dir string) error {
-	v.Close()
-	if l.Integrity != "none" {
-		room, err := v.room(roomName)
-		if err == nil {
-			err = dm.FormatIntegrity(Name, room, v.integrity(l))
-		}
-		if err != nil {
-			v.Close()
-			return err
-		}
-	}
-	path, err := v.Open(l)
+	path, err := v.open(l, true)
 	if err != nil {
 		return err
 	}

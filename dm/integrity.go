@@ -104,6 +104,39 @@ func OpenIntegrity(name, dev string, in Integrity, ro bool) (path string, err er
 	return path, err
 }
 
+// OpenFirst makes name a device of the first sectors of dev, "major:minor", which nothing that is written to it leaves; with dm-integrity
+// where in.Hash is not "none", which is made anew with format. CloseFirst takes it away.
+func OpenFirst(name, dev string, sectors uint64, in Integrity, ro, format bool) (path string, err error) {
+	first := Target{Sectors: sectors, Type: "linear", Args: dev + " 0"}
+	if in.Hash == "none" {
+		return Open(name, ro, first)
+	}
+	path, err = Open(name+firstName, false, first) // its journal may have to be written
+	if err == nil && format {
+		err = FormatIntegrity(name, path, in)
+	}
+	if err == nil {
+		path, err = OpenIntegrity(name, path, in, ro)
+	}
+	if err != nil {
+		_ = CloseFirst(name)
+	}
+	return path, err
+}
+
+// firstName is what the name of the device below dm-integrity ends in.
+const firstName = "-first"
+
+// CloseFirst takes away what OpenFirst made, as far as it is there.
+func CloseFirst(name string) error {
+	for _, n := range []string{name, name + firstName} {
+		if err := Remove(n); err != nil && !errors.Is(err, unix.ENXIO) {
+			return err
+		}
+	}
+	return nil
+}
+
 // IntegrityMismatches returns how many reads of the open device name met a wrong tag, since it was opened.
 func IntegrityMismatches(name string) (uint64, error) {
 	t, err := Status(name)

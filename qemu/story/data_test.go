@@ -6,7 +6,6 @@ import (
 	"strings"
 	"testing"
 
-	"lifeboat/disk"
 	"lifeboat/qemu/scene"
 	"lifeboat/qemu/testsystem"
 )
@@ -90,26 +89,16 @@ func TestData(t *testing.T) {
 // erase writes zeros over the first n bytes of the data partition.
 func erase(t *testing.T, image string, n int64) {
 	t.Helper()
+	at, err := scene.Place(image, "data")
+	if err != nil {
+		t.Fatal(err)
+	}
 	f, err := os.OpenFile(image, os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
+	if _, err := f.WriteAt(make([]byte, min(n, at.Size)), at.Start); err != nil {
 		t.Fatal(err)
 	}
-	parts, err := disk.Partitions(f, info.Size())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, p := range parts {
-		if p.Name == "data" {
-			if _, err := f.WriteAt(make([]byte, min(n, p.Size)), p.Start); err != nil {
-				t.Fatal(err)
-			}
-			return
-		}
-	}
-	t.Fatal("no data partition")
 }

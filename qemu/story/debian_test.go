@@ -20,27 +20,8 @@ const debianPatience = 5 * time.Minute
 // emergency mode is rebooted by its deadline, and left.
 func TestDebian(t *testing.T) {
 	qemu.NeedKernel(t, "generic")
-	root, err := scene.Build()
-	if err != nil {
-		t.Fatal(err)
-	}
 	d := special(t, scene.Options{Config: map[string]string{"watchdog timeout": "60"}})
-	image := d.Path("debian.img")
-	err = testsystem.Debian(image, testsystem.DebianOptions{
-		Version: "2.0", Bootcount: filepath.Join(d.Bin, "bootcount"), Units: filepath.Join(root, "systemd"), Cache: filepath.Join(root, "build/test"),
-		Watchdog: "60",
-	})
-	if errors.Is(err, testsystem.ErrNoDebian) {
-		t.Skip(err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	info, err := os.Stat(image)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("the image has %.1f MiB", float64(info.Size())/(1<<20))
+	image, _ := d.debian(t, "debian.img", testsystem.DebianOptions{Watchdog: "60"})
 	update, err := d.Bundle("update.raucb", image, scene.BundleOptions{Version: "2.0"})
 	if err != nil {
 		t.Fatal(err)
@@ -120,4 +101,25 @@ func TestDebian(t *testing.T) {
 			t.Errorf("B %+v", b)
 		}
 	})
+}
+
+// debian makes version 2.0 of a Debian and returns its file and how many bytes that has.
+func (d *staged) debian(t *testing.T, name string, o testsystem.DebianOptions) (file string, size int64) {
+	t.Helper()
+	root := filepath.Dir(d.Bin)
+	o.Version, o.Bootcount, o.Units, o.Cache = "2.0", filepath.Join(d.Bin, "bootcount"), filepath.Join(root, "systemd"), filepath.Join(root, "build/test")
+	file = d.Path(name)
+	err := testsystem.Debian(file, o)
+	if errors.Is(err, testsystem.ErrNoDebian) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("the image has %.1f MiB", float64(info.Size())/(1<<20))
+	return file, info.Size()
 }

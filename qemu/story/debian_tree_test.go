@@ -1,9 +1,6 @@
 package story
 
 import (
-	"errors"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -16,27 +13,8 @@ import (
 func TestDebianTree(t *testing.T) {
 	t.Parallel()
 	qemu.NeedKernel(t, "generic")
-	root, err := scene.Build()
-	if err != nil {
-		t.Fatal(err)
-	}
 	d := special(t, scene.Options{Config: treeConfig("hmac-sha256")})
-	image := d.Path("debian.tar.zst")
-	err = testsystem.Debian(image, testsystem.DebianOptions{
-		Version: "2.0", Bootcount: filepath.Join(d.Bin, "bootcount"), Units: filepath.Join(root, "systemd"), Cache: filepath.Join(root, "build/test"),
-		Watchdog: "off", Archive: true,
-	})
-	if errors.Is(err, testsystem.ErrNoDebian) {
-		t.Skip(err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	info, err := os.Stat(image)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("the archive has %.1f MiB", float64(info.Size())/(1<<20))
+	image, size := d.debian(t, "debian.tar.zst", testsystem.DebianOptions{Watchdog: "off", Archive: true})
 	update, err := d.Bundle("update.raucb", image, scene.BundleOptions{Version: "2.0", ImageName: "rootfs.tar.zst"})
 	if err != nil {
 		t.Fatal(err)
@@ -68,7 +46,7 @@ func TestDebianTree(t *testing.T) {
 	}
 	for _, p := range r.Phases {
 		if p.Name == "update" {
-			t.Logf("figure: a Debian of %d MiB, packed, installed as a tree on dm-integrity in %.0f s", info.Size()>>20, p.MS/1000)
+			t.Logf("figure: a Debian of %d MiB, packed, installed as a tree on dm-integrity in %.0f s", size>>20, p.MS/1000)
 		}
 	}
 	vm.Run("dpkg-divert", "--local", "--add", "/etc/written") // writes to /var/lib

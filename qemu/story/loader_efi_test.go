@@ -56,7 +56,7 @@ func startESP(t *testing.T, loader string, first testsystem.Behaviour, more func
 		if err != nil {
 			t.Fatal(err)
 		}
-		d.files = efibootmgr(t)
+		d.files = withLibraries(t, "/usr/bin/efibootmgr")
 	}
 	o := testsystem.Options{}
 	if more != nil {
@@ -236,20 +236,6 @@ func TestEFI(t *testing.T) {
 		!regexp.MustCompile(`(?m)^Boot0003\* A\b`).MatchString(out) || !regexp.MustCompile(`(?m)^Boot0004\* B\b`).MatchString(out) {
 		t.Errorf("efibootmgr says\n%s", out)
 	}
-}
-
-// efibootmgr is the tool of this machine with its libraries.
-func efibootmgr(t *testing.T) map[string]string {
-	t.Helper()
-	out, err := exec.Command("ldd", "/usr/bin/efibootmgr").Output()
-	if err != nil {
-		t.Skipf("efibootmgr is not installed: make setup (%v)", err)
-	}
-	files := map[string]string{"/usr/bin/efibootmgr": "/usr/bin/efibootmgr"}
-	for _, lib := range regexp.MustCompile(`(?m)(/\S+) \(0x`).FindAllStringSubmatch(string(out), -1) {
-		files[lib[1]] = lib[1]
-	}
-	return files
 }
 
 // installs has a version come from a stick into a slot, with its own kernel or another one, and restarts into it.

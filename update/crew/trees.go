@@ -33,9 +33,6 @@ const (
 	treeDir  = "/run/lifeboat-tree"
 )
 
-// belowTree is what the device-mapper names of what lies below a tree end in.
-const belowTree = "-slot"
-
 // Open makes a device of the file system in a slot. Close(name) takes it away.
 func (t *Trees) Open(name, slot string, ro bool) (path string, err error) {
 	return t.open(name, slot, ro, false)
@@ -43,63 +40,31 @@ func (t *Trees) Open(name, slot string, ro bool) (path string, err error) {
 
 // open is Open; with format the device is made empty.
 func (t *Trees) open(name, slot string, ro, format bool) (path string, err error) {
-	in, err := t.integrity(slot)
-	if err != nil {
-		return "", err
-	}
-	if in.Hash == "none" {
-		return t.below(name, slot, ro)
-	}
-	lower, err := t.below(name, slot, false) // its journal may have to be written
-	if err == nil && format {
-		err = dm.FormatIntegrity(name, lower, in)
-	}
-	if err != nil {
-		return "", err
-	}
-	return dm.OpenIntegrity(name, lower, in, ro)
-}
-
-func (t *Trees) integrity(slot string) (in dm.Integrity, err error) {
 	s, _ := t.Config.SlotByName(slot)
-	in.Hash = s.Tree.Integrity
+	in := dm.Integrity{Hash: s.Tree.Integrity}
 	if in.Hash == config.Keyed {
-		in.Key, err = os.ReadFile(t.Key)
+		if in.Key, err = os.ReadFile(t.Key); err != nil {
+			return "", err
+		}
 	}
-	return in, err
-}
-
-// below makes a device of a slot without its seal.
-func (t *Trees) below(name, slot string, ro bool) (string, error) {
 	f, err := disk.Open(t.Path(slot), false)
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
-	sectors := (f.Size() - slots.SealSize) / 4096 * 8
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.File().Fd()), &st); err != nil {
 		return "", err
 	}
-	if sectors <= 0 {
+	blocks := (f.Size() - slots.SealSize) / tree.Block
+	if blocks <= 0 {
 		return "", errors.New("the slot is smaller than a seal")
 	}
-	args := fmt.Sprintf("%d:%d 0", unix.Major(st.Rdev), unix.Minor(st.Rdev))
-	return dm.Open(name+belowTree, ro, dm.Target{Sectors: uint64(sectors), Type: "linear", Args: args})
+	return dm.OpenFirst(name, fmt.Sprintf("%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev)), uint64(blocks)*(tree.Block/512), in, ro, format)
 }
 
 // Close takes away what Open made, where it is there.
-func (t *Trees) Close(name string) error {
-	return errors.Join(remove(name), remove(name+belowTree))
-}
-
-func remove(name string) error {
-	err := dm.Remove(name)
-	if errors.Is(err, unix.ENXIO) {
-		return nil
-	}
-	return err
-}
+func (t *Trees) Close(name string) error { return dm.CloseFirst(name) }
 
 // make makes an empty file system in a slot and opens its top folder.
 func (t *Trees) make(slot string) (folder *os.File, err error) {
