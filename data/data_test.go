@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -286,4 +288,51 @@ func TestOverlay(t *testing.T) {
 		t.Errorf("another system sees %q", read("new"))
 	}
 	end()
+}
+
+// A file system whose journal cannot be read is mounted for reading where that is asked for, and not at all where it is not.
+func TestSalvage(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	image, dir := filepath.Join(t.TempDir(), "fs"), t.TempDir()
+	top := t.TempDir()
+	if err := errors.Join(os.WriteFile(filepath.Join(top, "file"), []byte("content"), 0o644), os.WriteFile(image, nil, 0o600), os.Truncate(image, 32<<20)); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mkfs.ext4", "-q", "-b", "4096", "-d", top, image).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs.ext4: %v\n%s", err, out)
+	}
+	b, err := os.ReadFile(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	journal := bytes.Index(b, []byte{0xc0, 0x3b, 0x39, 0x98, 0, 0, 0, 4}) // its superblock
+	if journal < 0 {
+		t.Fatal("no journal")
+	}
+	copy(b[journal:], "damage")
+	if err := os.WriteFile(image, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("losetup", "--find", "--show", image).Output()
+	if err != nil {
+		t.Skipf("no loop device: %v", err)
+	}
+	loop := strings.TrimSpace(string(out))
+	t.Cleanup(func() { _ = exec.Command("losetup", "-d", loop).Run() })
+	if readOnly, err := Mount(loop, dir, false); err == nil || readOnly {
+		t.Fatalf("mounted: %v, %v", readOnly, err)
+	}
+	readOnly, err := Mount(loop, dir, true)
+	if err == nil || !readOnly {
+		t.Fatalf("not mounted for reading: %v, %v", readOnly, err)
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	if got, err := os.ReadFile(filepath.Join(dir, "file")); string(got) != "content" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "new"), nil, 0o600); !errors.Is(err, unix.EROFS) {
+		t.Errorf("written to: %v", err)
+	}
 }

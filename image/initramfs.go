@@ -101,6 +101,9 @@ func Initramfs(ctx context.Context, o InitramfsOptions, out string) (*InitramfsR
 	}
 	integrities := c.Integrities()
 	if slices.Contains(integrities, config.Keyed) {
+		if o.IntegrityKey == "" {
+			return nil, fmt.Errorf("integrity=%s takes a key: --integrity-key FILE, of 16 to 64 random bytes", config.Keyed)
+		}
 		key, err := os.ReadFile(o.IntegrityKey)
 		if err != nil {
 			return nil, fmt.Errorf("the key for integrity=%s: %w", config.Keyed, err)

@@ -210,8 +210,11 @@ func (d *Device) attest(ctx context.Context, slot string, whole bool, seal []byt
 	if whole {
 		role = RoleAttest
 	}
-	if !config.Slim && whole && d.isTree(ctx, slot, seal) {
-		role = RoleFiles
+	var tree attested
+	if !config.Slim && whole {
+		if tree = d.asTree(ctx, slot, seal); tree.Seal.Status == boot.SealValid && tree.Facts.Integrity != "" {
+			role = RoleFiles
+		}
 	}
 	var progress func(done, total int64)
 	if seal != nil {
@@ -219,6 +222,11 @@ func (d *Device) attest(ctx context.Context, slot string, whole bool, seal []byt
 	}
 	a, err := d.run(ctx, role, &job{Seal: seal}, Source{}, slot, progress)
 	switch {
+	case err != nil && role == RoleFiles && ctx.Err() == nil:
+		// Its seal is right, and its file system cannot be mounted, or not be read to the end.
+		d.Say(fmt.Sprintf("slot %s: %v", d.Name(slot), err))
+		tree.Seal.Whole = boot.WholeDamaged
+		return tree, nil
 	case err != nil:
 		d.Say(fmt.Sprintf("slot %s cannot be judged: %v", d.Name(slot), err))
 		return attested{Seal: boot.Seal{Status: boot.SealUnreadable}}, nil

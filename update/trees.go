@@ -9,13 +9,13 @@ import (
 	"lifeboat/verify"
 )
 
-// isTree reports whether a slot, or one with that seal, holds a file system made of an archive.
-func (d *Device) isTree(ctx context.Context, slot string, seal []byte) bool {
+// asTree judges the seal of a slot that may hold a file system made of an archive; zero where it holds none.
+func (d *Device) asTree(ctx context.Context, slot string, seal []byte) attested {
 	if !slices.ContainsFunc(d.parts(), func(p part) bool { return p.Tree != nil && p.Class == d.class(slot) }) {
-		return false
+		return attested{}
 	}
 	a, _ := d.attest(ctx, slot, false, seal)
-	return a.Facts.Integrity != ""
+	return a
 }
 
 // treesIn says of which classes the image is an archive.

@@ -5,6 +5,7 @@ import (
 	"os"
 	"testing"
 
+	"lifeboat/qemu"
 	"lifeboat/qemu/scene"
 	"lifeboat/qemu/testsystem"
 )
@@ -27,7 +28,7 @@ const treeLabel = "a-label-of-trees"
 func TestTree(t *testing.T) {
 	t.Parallel()
 	var damaged *staged
-	var disk string // of the last one
+	var disk, stick string // of the last one
 	for _, tt := range []struct {
 		integrity, format string
 		rauc              bool // makes the bundle
@@ -38,7 +39,7 @@ func TestTree(t *testing.T) {
 	} {
 		t.Run(tt.integrity, func(t *testing.T) {
 			d := special(t, scene.Options{Config: treeConfig(tt.integrity)})
-			stick := d.update(t, "2.0", testsystem.Good, testsystem.Options{Format: tt.format}, scene.BundleOptions{ImageName: "rootfs." + tt.format, Rauc: tt.rauc})
+			stick = d.update(t, "2.0", testsystem.Good, testsystem.Options{Format: tt.format}, scene.BundleOptions{ImageName: "rootfs." + tt.format, Rauc: tt.rauc})
 			image, err := d.Copy("tree.img", d.Disk) // stays
 			if err != nil {
 				t.Fatal(err)
@@ -74,13 +75,13 @@ func TestTree(t *testing.T) {
 		})
 	}
 	if disk != "" {
-		treeDamage(t, damaged, disk)
+		treeDamage(t, damaged, disk, stick)
 	}
 }
 
 // treeDamage boots a disk whose slot B, a tree on dm-integrity with a key, was damaged while the device was off: A boots where B
 // cannot be mounted, and a file that cannot be read is told.
-func treeDamage(t *testing.T, d *staged, image string) {
+func treeDamage(t *testing.T, d *staged, image, stick string) {
 	other := *d.Scene
 	other.Dir = d.Path("other")
 	if err := os.Mkdir(other.Dir, 0o755); err != nil {
@@ -130,6 +131,15 @@ func treeDamage(t *testing.T, d *staged, image string) {
 				vm.Expect(scene.Patience, `lifeboat: fallback from B to A reason=`+tt.reason+`\n`)
 				if v := vm.Ready(); v != "1.0" {
 					t.Errorf("version %s", v)
+				}
+				if tt.key == d.Scene { // a stick brings it back
+					vm.PlugStick(qemu.Stick{Name: "again", File: stick})
+					vm.Reset()
+					vm.Expect(scene.Patience, `lifeboat: installed 2\.0 to rootfs\.1 \(B\)\n`)
+					vm.Expect(scene.Patience, `lifeboat: boot \d+ slot rootfs\.1 \(B\) version 2\.0 `)
+					if v := vm.Ready(); v != "2.0" {
+						t.Errorf("version %s", v)
+					}
 				}
 				return
 			}
