@@ -60,6 +60,7 @@ type Config struct {
 	Rescue   Rescue
 	Loader   Loader
 	Data     Data
+	Ext4     Ext4
 
 	Raw      []byte   // the file as it was read
 	Warnings []string // each with its line
@@ -126,6 +127,7 @@ func Parse(raw []byte) (*Config, error) {
 		Init:                "/sbin/init",
 		KeyringPath:         Dir + "/keyring.pem",
 		IntegrityKey:        Dir + "/integrity.key",
+		Ext4:                Ext4{Journal: 4 << 20},
 		CheckPurpose:        "codesign",
 		Role:                "release",
 		StateDevice:         "PARTLABEL=state",
@@ -197,6 +199,8 @@ func (c *Config) setter(name string) func(entry) error {
 		return c.system
 	case "keyring":
 		return c.keyring
+	case "ext4":
+		return c.ext4
 	case "integrity":
 		return one("key", func(v string) error { return inDir(&c.IntegrityKey, v) })
 	case "state":

@@ -42,7 +42,7 @@ func TestFiles(t *testing.T) {
 func defaults(raw string) *Config {
 	return &Config{
 		Compatible: "board", Bootloader: "raw", BootAttempts: 3, BundleFormats: []string{"verity"},
-		RequireSignedVerity: true, Init: "/sbin/init", KeyringPath: "/etc/lifeboat/keyring.pem", IntegrityKey: "/etc/lifeboat/integrity.key", CheckPurpose: "codesign", Role: "release",
+		RequireSignedVerity: true, Init: "/sbin/init", KeyringPath: "/etc/lifeboat/keyring.pem", IntegrityKey: "/etc/lifeboat/integrity.key", Ext4: Ext4{Journal: 4 << 20}, CheckPurpose: "codesign", Role: "release",
 		Slots: []Slot{
 			{Name: "rootfs.0", Class: "rootfs", Index: 0, Device: "PARTLABEL=rootfs.0", Type: "raw", Bootname: "A"},
 			{Name: "rootfs.1", Class: "rootfs", Index: 1, Device: "/dev/disk/by-partlabel/rootfs.1", Type: "raw", Bootname: "B"},
@@ -108,7 +108,8 @@ func TestParse(t *testing.T) {
 			c.Slots = append(c.Slots, Slot{Name: "spl.0", Class: "spl", Device: "/dev/mmcblk0", Type: "boot-raw-fallback", Region: &Region{Start: 32 << 10, Size: 64 << 10}},
 				Slot{Name: "tpl.0", Class: "tpl", Device: "/dev/mmcblk0", Type: "boot-emmc", Region: &Region{Limit: 1 << 30}})
 		}},
-		{"slots of trees", treeSlots("integrity=hmac-sha256\nallow-devices=true\nlabel=system\n", "integrity=hmac-sha256\nallow-devices=true\n") + "[integrity]\nkey=k\n", func(c *Config) {
+		{"slots of trees", treeSlots("integrity=hmac-sha256\nallow-devices=true\nlabel=system\n", "integrity=hmac-sha256\nallow-devices=true\n") + "[integrity]\nkey=k\n[ext4]\njournal-size=16M\nreserved=5\n", func(c *Config) {
+			c.Ext4 = Ext4{16 << 20, 5}
 			for i := range c.Slots {
 				c.Slots[i].Type, c.Slots[i].Tree = "ext4", &Tree{Integrity: "hmac-sha256", Devices: true, Setuid: true}
 			}
@@ -255,6 +256,8 @@ func TestParseRefuses(t *testing.T) {
 		{"a long label", treeSlots("label=seventeen-letters\n", ""), "label"},
 		{"integrity of nobody", treeSlots("integrity=md5\n", ""), "is none of: none, crc32c, sha256, hmac-sha256"},
 		{"trees in raw slots", strings.ReplaceAll(treeSlots("integrity=none\n", "integrity=none\n"), "type=ext4", "type=raw"), "that is for slots of type=ext4"},
+		{"a journal of nothing", "[ext4]\njournal-size=1M\n", "from 4M to 1G"},
+		{"all for root", "[ext4]\nreserved=51\n", "from 0 to 50"},
 		{"integrity without a key", "[integrity]\nkey=\n", "[integrity] key"},
 		{"control character", system("compatible=a\x1bb"), "line 2: control character 0x1b"},
 		{"nul", system("compatible=a\x00b"), "line 2: control character"},

@@ -10,6 +10,27 @@ func (c *Config) Trees() bool {
 	return slices.ContainsFunc(c.Slots, func(s Slot) bool { return s.Tree != nil })
 }
 
+// Ext4 is what every file system that is made on the device has.
+type Ext4 struct {
+	Journal  int64 // bytes of the journal
+	Reserved int   // percent of the blocks that are root's
+}
+
+func (c *Config) ext4(e entry) error {
+	switch {
+	case Slim: // it concerns who makes the initramfs
+		return nil
+	case e.key == "journal-size":
+		if err := size(&c.Ext4.Journal, e.value); err != nil || c.Ext4.Journal < 4<<20 || c.Ext4.Journal > 1<<30 {
+			return fmt.Errorf("%q is no number of bytes from 4M to 1G", clip(e.value))
+		}
+		return nil
+	case e.key == "reserved":
+		return number(&c.Ext4.Reserved, e.value, 0, 50)
+	}
+	return errUnknownKey
+}
+
 // Integrities are the kinds of dm-integrity that writable devices have, without "none".
 func (c *Config) Integrities() (all []string) {
 	for _, s := range c.Slots {

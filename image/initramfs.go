@@ -93,7 +93,7 @@ func Initramfs(ctx context.Context, o InitramfsOptions, out string) (*InitramfsR
 	report := &InitramfsReport{Config: c}
 	nodes = append(nodes, textNode(buildName, strconv.FormatInt(o.Build.Unix(), 10)+"\n"))
 	if c.Trees() || c.Data.Device != "" {
-		template, err := emptyExt4(ctx)
+		template, err := emptyExt4(ctx, c.Ext4)
 		if err != nil {
 			return nil, err
 		}
