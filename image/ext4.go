@@ -24,7 +24,7 @@ const (
 // makes it as large as the slot; meta_bg has that work for any size. The journal stays as large as it is, and so does the
 // share that is root's.
 func emptyExt4(ctx context.Context, o config.Ext4) ([]byte, error) {
-	journal := o.Journal >> 20 // MiB
+	journal := o.Journal >> 20                                 // MiB
 	size := templateSize + max(0, journal<<20-journalSize)*5/2 // mkfs.ext4 gives a journal half of the room at most
 	f, err := os.CreateTemp("", "lifeboat-ext4-")
 	if err != nil {

@@ -51,7 +51,7 @@ func TestEmptyExt4(t *testing.T) {
 			t.Fatal(err)
 		}
 		for what, want := range map[string]string{"Total journal size": test.journal, "Reserved block count": test.root, "Block count": "51200"} {
-			if got := regexp.MustCompile(`(?m)^`+what+`: +(\S+)$`).FindSubmatch(out); got == nil || string(got[1]) != want {
+			if got := regexp.MustCompile(`(?m)^` + what + `: +(\S+)$`).FindSubmatch(out); got == nil || string(got[1]) != want {
 				t.Errorf("%+v: %s is %q, want %s", test.o, what, got, want)
 			}
 		}
