@@ -17,15 +17,13 @@ type Ext4 struct {
 }
 
 func (c *Config) ext4(e entry) error {
-	switch {
-	case Slim: // it concerns who makes the initramfs
-		return nil
-	case e.key == "journal-size":
+	switch e.key {
+	case "journal-size":
 		if err := size(&c.Ext4.Journal, e.value); err != nil || c.Ext4.Journal < 4<<20 || c.Ext4.Journal > 1<<30 {
 			return fmt.Errorf("%q is no number of bytes from 4M to 1G", clip(e.value))
 		}
 		return nil
-	case e.key == "reserved":
+	case "reserved":
 		return number(&c.Ext4.Reserved, e.value, 0, 50)
 	}
 	return errUnknownKey

@@ -206,27 +206,25 @@ func (d *Device) resumeJob(ctx context.Context, role string, src Source, f Found
 // attest judges the seal on a slot, or the one that is given, and reads the slot whole where that is asked for. A
 // worker that ends badly over a slot makes it unreadable: PID 1 cannot vouch for it.
 func (d *Device) attest(ctx context.Context, slot string, whole bool, seal []byte) (attested, []byte) {
+	if !config.Slim && whole {
+		if a, raw, ok := d.attestTree(ctx, slot, seal); ok {
+			return a, raw
+		}
+	}
 	role := RoleSeal
 	if whole {
 		role = RoleAttest
 	}
-	var tree attested
-	if !config.Slim && whole {
-		if tree = d.asTree(ctx, slot, seal); tree.Seal.Status == boot.SealValid && tree.Facts.Integrity != "" {
-			role = RoleFiles
-		}
-	}
+	return d.attestAs(ctx, role, slot, seal)
+}
+
+func (d *Device) attestAs(ctx context.Context, role, slot string, seal []byte) (attested, []byte) {
 	var progress func(done, total int64)
 	if seal != nil {
 		progress = d.Progress // the last step of an install
 	}
 	a, err := d.run(ctx, role, &job{Seal: seal}, Source{}, slot, progress)
 	switch {
-	case err != nil && role == RoleFiles && ctx.Err() == nil:
-		// Its seal is right, and its file system cannot be mounted, or not be read to the end.
-		d.Say(fmt.Sprintf("slot %s: %v", d.Name(slot), err))
-		tree.Seal.Whole = boot.WholeDamaged
-		return tree, nil
 	case err != nil:
 		d.Say(fmt.Sprintf("slot %s cannot be judged: %v", d.Name(slot), err))
 		return attested{Seal: boot.Seal{Status: boot.SealUnreadable}}, nil

@@ -4,18 +4,28 @@ import (
 	"context"
 	"slices"
 
+	"lifeboat/boot"
 	"lifeboat/bundle"
 	"lifeboat/config"
 	"lifeboat/verify"
 )
 
-// asTree judges the seal of a slot that may hold a file system made of an archive; zero where it holds none.
-func (d *Device) asTree(ctx context.Context, slot string, seal []byte) attested {
+// attestTree is attest of a whole slot that holds a file system made of an archive; ok is false where it holds none.
+func (d *Device) attestTree(ctx context.Context, slot string, seal []byte) (a attested, raw []byte, ok bool) {
 	if !slices.ContainsFunc(d.parts(), func(p part) bool { return p.Tree != nil && p.Class == d.class(slot) }) {
-		return attested{}
+		return a, nil, false
 	}
-	a, _ := d.attest(ctx, slot, false, seal)
-	return a
+	a, _ = d.attestAs(ctx, RoleSeal, slot, seal)
+	if a.Seal.Status != boot.SealValid || a.Facts.Integrity == "" {
+		return a, nil, false
+	}
+	read, raw := d.attestAs(ctx, RoleFiles, slot, seal)
+	if read.Seal.Status == boot.SealUnreadable && ctx.Err() == nil {
+		// Its file system cannot be mounted, or not be read to the end.
+		a.Seal.Whole = boot.WholeDamaged
+		return a, nil, true
+	}
+	return read, raw, true
 }
 
 // treesIn says of which classes the image is an archive.
