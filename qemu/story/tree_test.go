@@ -97,12 +97,12 @@ func treeDamage(t *testing.T, d *staged, image, stick string) {
 	for _, tt := range []struct {
 		name, reason string
 		key          *scene.Scene
-		flip         func(slot []byte) int // place of a byte in it, -1: none
+		flip         string // a bit in each place that has this
 	}{
-		{"superblock of dm-integrity", "unreadable", d.Scene, func([]byte) int { return 300 }},
-		{"superblock of the file system", "verity-error", d.Scene, func(slot []byte) int { return bytes.Index(slot, []byte(treeLabel)) }},
-		{"another key", "unreadable", &other, func([]byte) int { return -1 }},
-		{"a file", "", d.Scene, func(slot []byte) int { return bytes.LastIndex(slot, []byte("by-the-system")) }},
+		{"superblock of dm-integrity", "unreadable", d.Scene, "integrt\x00"},
+		{"superblock of the file system", "verity-error", d.Scene, treeLabel},
+		{"another key", "unreadable", &other, ""},
+		{"a file", "", d.Scene, "by-the-system"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			disk, err := d.Copy(fileName(t)+".img", image)
@@ -117,12 +117,19 @@ func treeDamage(t *testing.T, d *staged, image, stick string) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if n := tt.flip(slot); n >= 0 {
-				f, err := os.OpenFile(disk, os.O_RDWR, 0)
-				if err != nil {
-					t.Fatal(err)
+			f, err := os.OpenFile(disk, os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			// What lies in a journal too is damaged there as well.
+			for n := 0; tt.flip != ""; n++ {
+				next := bytes.Index(slot[n:], []byte(tt.flip))
+				if next < 0 {
+					break
 				}
-				if _, err := f.WriteAt([]byte{slot[n] ^ 1}, at.Start+int64(n)); err != nil || f.Close() != nil {
+				n += next
+				if _, err := f.WriteAt([]byte{slot[n] ^ 1}, at.Start+int64(n)); err != nil {
 					t.Fatal(err)
 				}
 			}
