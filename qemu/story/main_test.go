@@ -60,7 +60,7 @@ func stage(s *scene.Scene) (*staged, error) {
 }
 
 // slotSize leaves room for an ext4 image of 16 MiB.
-const slotSize = 40 << 20
+const slotSize = 20 << 20
 
 // needDevice returns the staged device, or skips where it cannot run.
 func needDevice(t *testing.T) *staged {

@@ -35,10 +35,7 @@ func TestTreeCuts(t *testing.T) {
 	look := "/bin/busybox find / -xdev -type f -exec /bin/busybox cat {} + >/dev/null || exit 1\n/bin/busybox mount -o remount,ro / || exit 2\n/sbin/e2fsck -fn /dev/mapper/lifeboat-root\n"
 	stick := d.update(t, "2.0", testsystem.Good, testsystem.Options{Format: "tar.zst", Files: files, Text: map[string]string{"work": work, "look": look}},
 		scene.BundleOptions{ImageName: "rootfs.tar.zst"})
-	image, err := d.Copy("cuts.img", d.Disk)
-	if err != nil {
-		t.Fatal(err)
-	}
+	image := treeDisk(t, d)
 	trace := &crash.Trace{}
 	t.Run("writes", func(t *testing.T) {
 		vm := scene.Start(t, d.Machine(image, stick))

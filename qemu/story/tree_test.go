@@ -23,6 +23,16 @@ func treeConfig(integrity string) map[string]string {
 
 const treeLabel = "a-label-of-trees"
 
+// treeDisk is a disk with system 1.0 whose slots have room for the smallest file system. It stays until the end.
+func treeDisk(t *testing.T, d *staged) string {
+	t.Helper()
+	image, err := d.Scene.Disk("trees.img", map[string]string{"A": d.Path("1.0.raucb")}, map[string]int64{"rootfs": 40 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return image
+}
+
 // A stick brings an archive: the slot holds a file system of it, which its system may write to, and what it writes is there at
 // the next boot, and after a power cut.
 func TestTree(t *testing.T) {
@@ -40,10 +50,7 @@ func TestTree(t *testing.T) {
 		t.Run(tt.integrity, func(t *testing.T) {
 			d := special(t, scene.Options{Config: treeConfig(tt.integrity)})
 			stick = d.update(t, "2.0", testsystem.Good, testsystem.Options{Format: tt.format}, scene.BundleOptions{ImageName: "rootfs." + tt.format, Rauc: tt.rauc})
-			image, err := d.Copy("tree.img", d.Disk) // stays
-			if err != nil {
-				t.Fatal(err)
-			}
+			image := treeDisk(t, d)
 			vm := scene.Start(t, d.Machine(image, stick))
 			vm.Expect(scene.Patience, `lifeboat: installing 2\.0 to rootfs\.1 \(B\)\n`)
 			vm.Expect(scene.Patience, `lifeboat: installed 2\.0 to rootfs\.1 \(B\)\n`)
