@@ -49,7 +49,10 @@ func init() {
 	}
 	err := crew.Work(j, update.Work)
 	if act == "forge" { // an installer that says that all is well, and then writes what it wants
-		_, _ = unix.Pwrite(int(j.Files[1].Fd()), bytes.Repeat([]byte("EVIL"), 1024), 8192)
+		slot := j.Files[len(j.Files)-1]
+		if _, err := unix.Pwrite(int(slot.Fd()), bytes.Repeat([]byte("EVIL"), 1024), 8192); err != nil {
+			panic(err)
+		}
 	}
 	j.Exit(err)
 }
