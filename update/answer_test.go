@@ -43,6 +43,7 @@ func FuzzAnswer(f *testing.F) {
 			f.Add(a.kind, a.body, b.kind, b.body)
 		}
 	}
+	f.Add(byte(frameError), frames[2].body, byte(frameDone), append(make([]byte, 40), bytes.Repeat([]byte{0x91}, 8)...))
 	f.Fuzz(func(t *testing.T, kind1 byte, body1 []byte, kind2 byte, body2 []byte) {
 		a := &answer{}
 		err := a.take(kind1, body1, func(done, total int64) {

@@ -137,10 +137,11 @@ func (a *answer) take(kind byte, body []byte, progress func(done, total int64)) 
 			a.manifest = d.hash()
 		}
 		if len(d.b) > 0 {
-			a.same, a.size = d.i64(), d.i64()
-			if a.same < 0 || a.same > a.size {
-				a.same, d.err = 0, errAnswer
+			same, size := d.i64(), d.i64()
+			if same < 0 || same > size {
+				return errAnswer
 			}
+			a.same, a.size = same, size
 		}
 		a.done = true
 		return d.end()
