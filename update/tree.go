@@ -61,11 +61,7 @@ func (w *worker) tree(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	raw, err := seal.Encode()
-	if err != nil {
-		return err
-	}
-	if err := w.sendSeal(raw); err != nil {
+	if err := w.sendSeal(&seal); err != nil {
 		return err
 	}
 	m := b.Manifest.Hash()

@@ -302,11 +302,7 @@ func (w *worker) install(ctx context.Context) error {
 
 // written ends an install or a copy of an image of size bytes.
 func (w *worker) written(seal *slots.Seal, m boot.Hash, old *slots.Old, size int64) error {
-	raw, err := seal.Encode()
-	if err != nil {
-		return err
-	}
-	if err := w.sendSeal(raw); err != nil {
+	if err := w.sendSeal(seal); err != nil {
 		return err
 	}
 	e := &encoder{}
@@ -333,7 +329,11 @@ func (w *worker) share(m *bundle.Manifest) (before, total int64) {
 }
 
 // sendSeal sends a seal in parts, without the zeros at its end.
-func (w *worker) sendSeal(raw []byte) error {
+func (w *worker) sendSeal(seal *slots.Seal) error {
+	raw, err := seal.Encode()
+	if err != nil {
+		return err
+	}
 	n := len(raw)
 	for n > 0 && raw[n-1] == 0 {
 		n--
@@ -410,11 +410,7 @@ func (w *worker) attest(ctx context.Context, whole bool) error {
 			a.Seal.Whole = boot.WholeDamaged
 			break
 		}
-		raw, err := seal.Encode()
-		if err != nil {
-			return err
-		}
-		if err := w.sendSeal(raw); err != nil {
+		if err := w.sendSeal(seal); err != nil {
 			return err
 		}
 	}
